@@ -1,0 +1,179 @@
+"""A bundle on disk: manifest.json and the artifacts it vouches for (schema oat-edge/bundle/1).
+
+Every artifact's SHA-256 stands in the manifest, and the manifest carries its own: a flipped bit
+anywhere is found before anything is loaded. (A TensorRT engine is executable code.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oat_edge import __version__
+from oat_edge.config import NetworkSpec, from_json
+from oat_edge.errors import InputError
+from oat_edge.files import exclusive_lock, point_latest, read_json, sha256_file, write_json
+
+SCHEMA = "oat-edge/bundle/1"
+MANIFEST = "manifest.json"
+REMEDY = "export again with `oat-edge export`"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Artifact:
+    """One file of a bundle and what is known of it."""
+
+    file: str
+    """Plain file name inside the bundle."""
+    sha256: str
+    format: str
+    """ "onnx", "attacks", later "trt"."""
+    width: float
+    precision_requested: str = "fp32"
+    precision_observed: str = "fp32"
+    pinned_lambda: float | None = None
+    """λ that is folded into the weights; None: λ is an input."""
+    attack: str | None = None
+    """Of an attack pack: the attack's name."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Packages that made the file."""
+    device_key: str | None = None
+    """Of an engine: the device and library it was built for."""
+    parity: dict[str, Any] | None = None
+    """Figures of the check against PyTorch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle folder and its manifest, read once."""
+
+    path: Path
+    run: str
+    checkpoint_sha256: str
+    spec: NetworkSpec
+    artifacts: tuple[Artifact, ...]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read a bundle; raises `InputError` if the manifest is missing or damaged."""
+        folder = Path(path)
+        manifest = read_json(folder / MANIFEST, what="bundle manifest", remedy=REMEDY)
+        if manifest.get("schema") != SCHEMA:
+            raise InputError(
+                f"{folder / MANIFEST} has schema {manifest.get('schema')!r}, "
+                f"expected '{SCHEMA}': {REMEDY}"
+            )
+        if manifest.pop("integrity", None) != _digest(manifest):
+            raise InputError(f"{folder / MANIFEST} is damaged (integrity hash differs): {REMEDY}")
+        artifacts = tuple(from_json(Artifact, item, "artifact") for item in manifest["artifacts"])
+        spec = NetworkSpec.from_json(manifest["spec"])
+        # resolve(): `latest` may be re-pointed while this bundle is in use.
+        return cls(
+            folder.resolve(), manifest["run"], manifest["checkpoint_sha256"], spec, artifacts
+        )
+
+    def select(
+        self,
+        *,
+        format: str,
+        width: float | None = None,
+        pinned_lambda: float | None = None,
+        attack: str | None = None,
+    ) -> Artifact:
+        """The one artifact that fits; `InputError` lists what there is if none does."""
+        for artifact in self.artifacts:
+            if (
+                artifact.format == format
+                and (width is None or artifact.width == width)
+                and artifact.pinned_lambda == pinned_lambda
+                and artifact.attack == attack
+            ):
+                return artifact
+        have = ", ".join(sorted(artifact.file for artifact in self.artifacts)) or "nothing"
+        wanted = f"{format} artifact" + (f" of width {width:g}" if width is not None else "")
+        wanted += f" pinned at λ={pinned_lambda:g}" if pinned_lambda is not None else ""
+        option = f" --width {width:g}" if width is not None else ""
+        raise InputError(
+            f"bundle {self.path.name} has no {wanted} (it has {have}): oat-edge export{option}"
+        )
+
+    def of_format(self, format: str) -> tuple[Artifact, ...]:
+        """All artifacts of one format, by width, λ-input before pinned."""
+        chosen = (artifact for artifact in self.artifacts if artifact.format == format)
+        return tuple(sorted(chosen, key=lambda a: (a.width, a.pinned_lambda is not None, a.file)))
+
+    def checked_path(self, artifact: Artifact) -> Path:
+        """Path of an artifact whose content matches its hash; `InputError` otherwise."""
+        path = self.path / artifact.file
+        if not path.is_file():
+            raise InputError(f"{path} is missing, the manifest lists it: {REMEDY}")
+        if (found := sha256_file(path)) != artifact.sha256:
+            raise InputError(
+                f"{path} is damaged (sha256 {found[:12]}…, manifest says "
+                f"{artifact.sha256[:12]}…): {REMEDY}"
+            )
+        return path
+
+
+def save_manifest(bundle: Bundle) -> None:
+    """Write manifest.json atomically, with its integrity hash."""
+    manifest = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "run": bundle.run,
+        "checkpoint_sha256": bundle.checkpoint_sha256,
+        "spec": bundle.spec.to_json(),
+        "artifacts": [dataclasses.asdict(artifact) for artifact in bundle.artifacts],
+    }
+    write_json(bundle.path / MANIFEST, {**manifest, "integrity": _digest(manifest)})
+
+
+def add_artifacts(
+    path: Path,
+    new: list[Artifact],
+    *,
+    run: str,
+    checkpoint_sha256: str,
+    spec: NetworkSpec,
+    replace: bool = False,
+) -> Bundle:
+    """List artifacts (already written into `path`) in its manifest, and point `latest` to it.
+
+    An entry of the same file name is replaced. A bundle holds artifacts of one checkpoint: those
+    of another are an error, unless `replace` takes them out of the bundle. Commands that add to
+    one bundle at once take turns.
+    """
+    with exclusive_lock(path):
+        old = check_same_checkpoint(path, checkpoint_sha256, replace=replace)
+        names = {artifact.file for artifact in new}
+        kept = [artifact for artifact in old if artifact.file not in names]
+        bundle = Bundle(path, run, checkpoint_sha256, spec, (*kept, *new))
+        save_manifest(bundle)
+    point_latest(path)
+    return bundle
+
+
+def check_same_checkpoint(
+    path: Path, checkpoint_sha256: str, *, replace: bool
+) -> tuple[Artifact, ...]:
+    """Artifacts of the bundle at `path`, if any; `InputError` if they are of another checkpoint."""
+    if not (path / MANIFEST).exists():
+        return ()
+    bundle = Bundle.open(path)
+    if bundle.checkpoint_sha256 == checkpoint_sha256:
+        return bundle.artifacts
+    if replace:
+        return ()
+    raise InputError(
+        f"bundle {path} holds artifacts of checkpoint {bundle.checkpoint_sha256[:12]}…, this is "
+        f"{checkpoint_sha256[:12]}…: name another --out, or pass --replace"
+    )
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    canonical = json.dumps(manifest, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

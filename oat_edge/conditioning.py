@@ -1,0 +1,81 @@
+"""λ to weights over its knots: the one definition that torch, the exporters and tests share.
+
+    N batch, K knots
+
+A network is conditioned at K knots 0 = k_0 < k_1 < … < k_{K-1} = 1. A sample's λ becomes a row
+of K hat weights: λ = 0 takes knot 0 alone (the clean branch); λ > 0 is a piecewise-linear hat
+over k_1 … k_{K-1} (the adversarial branch) and is clamped to k_1 below it. The two branches are
+never blended. At a knot the row is exactly one-hot, in float32, so the paper's values come out
+bit for bit.
+
+A single knot is a dedicated network (λ = 0: standard training, λ = 1: PGD-AT): its weight is 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from oat_edge.errors import InputError
+
+Float32 = npt.NDArray[np.float32]
+
+# OAT, sec. 4.1: the values that λ is drawn from in training.
+PAPER_KNOTS = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0)
+
+
+def check_knots(lambdas: tuple[float, ...]) -> tuple[float, ...]:
+    """Return `lambdas` as floats if they are valid knots, else raise `InputError`."""
+    knots = tuple(float(lam) for lam in lambdas)
+    if not knots or not all(0.0 <= lam <= 1.0 for lam in knots):
+        raise InputError(f"lambdas are {knots}: expected at least one value, all in [0, 1]")
+    if any(b <= a for a, b in zip(np.float32(knots), np.float32(knots[1:]), strict=False)):
+        raise InputError(f"lambdas are {knots}: expected strictly growing values")
+    if len(knots) > 1 and (knots[0] != 0.0 or knots[-1] != 1.0):
+        raise InputError(
+            f"lambdas are {knots}: several knots must start at 0 and end at 1 "
+            "(a single value trains a dedicated network)"
+        )
+    return knots
+
+
+@dataclass(frozen=True, slots=True)
+class HatCoefficients:
+    """Constants of `hat_weights` for the K-1 knots above zero; float32 throughout.
+
+    weight_j = clip(min((λ' - left_origin) / left_width, (right_end - λ') / right_width), 0, 1)
+    with λ' = max(λ, floor). Widths are float32 differences of float32 knots: at a knot the
+    quotient is x / x, which is 1 exactly.
+    """
+
+    floor: np.float32
+    left_origin: Float32
+    left_width: Float32
+    right_end: Float32
+    right_width: Float32
+
+
+def hat_coefficients(knots: tuple[float, ...]) -> HatCoefficients:
+    """Constants of the hat over two or more `knots`."""
+    above_zero = np.asarray(knots[1:], dtype=np.float32)
+    # The outermost hats have no slope on the far side: origins 2 away give quotients >= 1 there.
+    left_origin = np.concatenate([above_zero[:1] - np.float32(2), above_zero[:-1]])
+    right_end = np.concatenate([above_zero[1:], above_zero[-1:] + np.float32(2)])
+    left_width, right_width = above_zero - left_origin, right_end - above_zero
+    left_width[0] = right_width[-1] = 1
+    return HatCoefficients(above_zero[0], left_origin, left_width, right_end, right_width)
+
+
+def hat_weights(lam: npt.ArrayLike, knots: tuple[float, ...]) -> Float32:
+    """Weights over the knots.  lam: (N,) in [0, 1] (clipped to it). Returns (N, K) float32."""
+    lam_n1 = np.clip(np.asarray(lam, dtype=np.float32).reshape(-1, 1), 0, 1)
+    if len(knots) == 1:
+        return np.ones_like(lam_n1)
+    c = hat_coefficients(knots)
+    above = np.maximum(lam_n1, c.floor)
+    left = (above - c.left_origin) / c.left_width
+    right = (c.right_end - above) / c.right_width
+    weights = np.clip(np.minimum(left, right), 0, 1) * (lam_n1 > 0)
+    return np.concatenate([lam_n1 == 0, weights], axis=1).astype(np.float32)

@@ -1,0 +1,163 @@
+"""What is trained and how: frozen dataclasses that only validate. No heavy package is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from oat_edge.conditioning import PAPER_KNOTS, check_knots
+from oat_edge.errors import InputError
+
+Encoding = Literal["random", "dct", "onehot", "none"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkSpec:
+    """All that is needed to rebuild a network and to use an artifact of it."""
+
+    arch: str
+    """Name in `oat_edge.nn.zoo`."""
+    widths: tuple[float, ...] = (0.5, 0.75, 1.0)
+    """Width multipliers, growing, the last one 1."""
+    lambdas: tuple[float, ...] = PAPER_KNOTS
+    """Knots of λ; a single one is a dedicated network without FiLM."""
+    class_names: tuple[str, ...]
+    """One name per class, in the order of the logits."""
+    image_shape: tuple[int, int, int]
+    """(C, H, W)."""
+    eps: float
+    """Radius of the L-infinity ball of training, in pixel scale [0, 1]."""
+    encoding: Encoding = "random"
+    """How a knot's λ is encoded for FiLM: random-orthogonal, DCT or one-hot rows, or λ itself."""
+    encoding_dim: int = 128
+    """Length of the random-orthogonal and DCT encodings (paper: 128)."""
+
+    def __post_init__(self) -> None:
+        check_widths(self.widths)
+        check_knots(self.lambdas)
+        check_range("eps", self.eps, 0.0, 1.0)
+        if len(self.class_names) < 2:
+            raise InputError(f"class_names has {len(self.class_names)} names: expected 2 or more")
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise InputError(f"image_shape is {self.image_shape}: expected (C, H, W)")
+        if self.encoding not in get_args(Encoding):
+            raise InputError(f"encoding is '{self.encoding}': expected {get_args(Encoding)}")
+        if self.encoding in ("random", "dct") and self.encoding_dim < len(self.lambdas):
+            raise InputError(
+                f"encoding_dim is {self.encoding_dim}: {len(self.lambdas)} orthogonal rows "
+                "need at least as many dimensions"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return len(self.class_names)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> NetworkSpec:
+        """Read what `to_json` wrote; anything else raises `InputError`."""
+        return from_json(cls, value, "spec")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One OATS training run (DESIGN, section 6)."""
+
+    data: str
+    """Name of a data set, or a path to an image folder or .npz file."""
+    arch: str
+    """Name in `oat_edge.nn.zoo`."""
+    widths: tuple[float, ...] = (0.5, 0.75, 1.0)
+    """Width multipliers; (1.0,) is OAT."""
+    lambdas: tuple[float, ...] = PAPER_KNOTS
+    """Knots of λ; (0,) with one width is standard training, (1,) PGD-AT."""
+    encoding: Encoding = "random"
+    """See `NetworkSpec.encoding`."""
+    clean_share: float | None = None
+    """Share of λ = 0 samples in a batch; None is 1/K as in the paper."""
+    epochs: int = 30
+    """Passes over the training split."""
+    batch_size: int = 128
+    """Images per optimiser step."""
+    lr: float = 0.1
+    """Peak learning rate; cosine to zero over all steps."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 5e-4
+    """On all parameters, as the authors have it."""
+    eps: float = 8 / 255
+    """Radius of the attack, in pixel scale [0, 1]."""
+    attack_steps: int = 7
+    """PGD steps in training and validation."""
+    crop: int = 0
+    """Random crop after zero-padding by this many pixels; 0 is off."""
+    flip: bool = False
+    """Random horizontal flip."""
+    train_samples: int | None = None
+    """Size of a seeded subset of the training split; None takes all."""
+    val_every: int = 1
+    """Validate after every this many epochs, and after the last."""
+    val_attack_samples: int = 256
+    """Images of the validation split that are attacked at each (width, λ)."""
+    seed: int = 0
+    """Seeds weights, encodings, order, augmentation, λ and attacks."""
+
+    def __post_init__(self) -> None:
+        check_widths(self.widths)
+        check_knots(self.lambdas)
+        check_range("eps", self.eps, 0.0, 1.0)
+        check_range("momentum", self.momentum, 0.0, 1.0)
+        check_range("weight_decay", self.weight_decay, 0.0, 1.0)
+        for name in ("epochs", "batch_size", "attack_steps", "val_every", "val_attack_samples"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        if not 0.0 < self.lr < float("inf"):
+            raise InputError(f"lr is {self.lr}: expected a positive number")
+        if self.crop < 0:
+            raise InputError(f"crop is {self.crop}: expected 0 or more pixels")
+        if self.train_samples is not None and self.train_samples < 1:
+            raise InputError(f"train_samples is {self.train_samples}: expected 1 or more")
+        if self.clean_share is not None and not 0.0 < self.clean_share < 1.0:
+            raise InputError(f"clean_share is {self.clean_share}: expected inside (0, 1)")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> TrainConfig:
+        """Read what `to_json` wrote; anything else raises `InputError`."""
+        return from_json(cls, value, "training configuration")
+
+
+def check_widths(widths: tuple[float, ...]) -> None:
+    """Raise `InputError` unless `widths` grow inside (0, 1] and end at 1."""
+    if not widths or widths[-1] != 1.0 or not all(0.0 < width <= 1.0 for width in widths):
+        raise InputError(f"widths are {widths}: expected values in (0, 1], the largest being 1")
+    if any(b <= a for a, b in zip(widths, widths[1:], strict=False)):
+        raise InputError(f"widths are {widths}: expected strictly growing values")
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise `InputError` unless low <= value <= high (NaN fails)."""
+    if not low <= value <= high:
+        raise InputError(f"{name} is {value}: expected a number in [{low:g}, {high:g}]")
+
+
+def from_json(cls: type[Any], value: Any, what: str) -> Any:
+    """Build dataclass `cls` from a JSON object: lists become tuples, names must match exactly."""
+    fields = {field.name for field in dataclasses.fields(cls)}
+    if not isinstance(value, dict) or not fields.issuperset(value):
+        raise InputError(f"{what} is {value!r:.80}: expected an object with keys {sorted(fields)}")
+    arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
+    try:
+        return cls(**arguments)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} has a wrong or missing value ({error})") from None

@@ -1,0 +1,1 @@
+"""Accuracy, standard and robust, of any runner. Needs numpy only."""

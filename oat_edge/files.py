@@ -1,0 +1,105 @@
+"""Files on disk: written whole or not at all, hashed, locked, and named by a `latest` link."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from oat_edge.errors import InputError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success flush it to disk and rename it to `path`.
+
+    A reader sees the old file or the new one, never a part. On an exception nothing is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix is kept: some writers (numpy, matplotlib) look at it.
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. NaN is a bug here, so it is refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, text.encode() + b"\n")
+
+
+def read_json(path: Path, *, what: str, remedy: str) -> dict[str, Any]:
+    """Read a JSON object; any damage becomes one line that names `what` and the `remedy`."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"there is no {what} at {path}: {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what} {path} cannot be read ({error}): {remedy}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{what} {path} holds {type(value).__name__}, not an object: {remedy}")
+    return value
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, as 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """Hold `folder`/.lock: two commands that change one bundle take turns (released by a kill)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def point_latest(target: Path) -> None:
+    """Make `latest` beside `target` a relative link to it, replacing an older link atomically."""
+    link = target.parent / "latest"
+    if link.exists() and not link.is_symlink():
+        raise InputError(f"{link} is not a link but a file or folder: move it away")
+    temporary = target.parent / f".latest-{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.replace(link)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

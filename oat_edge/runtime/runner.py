@@ -1,0 +1,117 @@
+"""Runner: one exported network, open and ready. numpy in, numpy out; torch is not needed.
+
+    N batch, C channels, H/W pixels, K classes
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+from oat_edge.errors import InputError
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunnerIO:
+    """What a runner takes and gives."""
+
+    image_shape: tuple[int, int, int]
+    """(C, H, W) of one image, float32 in [0, 1]."""
+    num_classes: int
+    lambdas: tuple[float, ...]
+    """Knots; λ may lie anywhere between the first and the last."""
+    pinned_lambda: float | None = None
+    """λ folded into the weights; None: λ is an input."""
+
+
+class Runner(ABC):
+    """A context manager around one open artifact.
+
+    `device` and `precision` are what really runs: a runner that cannot have what was asked for
+    raises `FallbackError` instead of running something else.
+    """
+
+    io: RunnerIO
+    backend: str
+    """Library and provider, e.g. "onnxruntime-cpu"."""
+    device: str
+    precision: str
+    versions: dict[str, str]
+
+    def infer(self, image: Float32, lam: float | Float32 | None = None) -> Float32:
+        """Logits of a batch.
+
+        image: (N, C, H, W) float32 in [0, 1]. lam: (N,) float32, a λ per image, or one number
+        for all; a pinned network takes none (or its own). Returns (N, K) float32.
+        Raises `InputError` on another shape or dtype, on NaN and on λ outside the trained range.
+        """
+        self._check_image(image)
+        return self._run(image, self._check_lambda(lam, len(image)))
+
+    @abstractmethod
+    def _run(self, image: Float32, lam: Float32) -> Float32:
+        """Run checked arrays: image (N, C, H, W), lam (N,), both float32."""
+
+    def memory_mb(self) -> float | None:
+        """Memory that the back end itself reports for this artifact; None: it cannot say."""
+        return None
+
+    def close(self) -> None:  # noqa: B027 (most back ends have nothing to release)
+        """Release what the back end holds."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_image(self, image: Any) -> None:
+        if not isinstance(image, np.ndarray) or image.dtype != np.float32:
+            got = getattr(image, "dtype", type(image).__name__)
+            raise InputError(f"image is {got}: expected a float32 array with values in [0, 1]")
+        if image.ndim != 4 or image.shape[1:] != self.io.image_shape or not len(image):
+            shape = ", ".join(map(str, self.io.image_shape))
+            raise InputError(f"image has shape {image.shape}: expected (N, {shape}) with N >= 1")
+
+    def _check_lambda(self, lam: Any, num_images: int) -> Float32:
+        pinned = self.io.pinned_lambda
+        if lam is None:
+            if pinned is None:
+                raise InputError("lambda is missing: pass a number in [0, 1], or one per image")
+            lam = pinned
+        if isinstance(lam, (int, float)):
+            lam_n = np.full(num_images, lam, dtype=np.float32)
+        elif isinstance(lam, np.ndarray) and lam.dtype == np.float32:
+            lam_n = lam
+        else:
+            got = getattr(lam, "dtype", type(lam).__name__)
+            raise InputError(f"lambda is {got}: expected a number or a float32 array of shape (N,)")
+        if lam_n.shape != (num_images,):
+            raise InputError(f"lambda has shape {lam_n.shape}: expected ({num_images},)")
+        low, high = (pinned, pinned) if pinned is not None else self._lambda_range()
+        # Written so that NaN fails too.
+        if not (lam_n.min() >= np.float32(low) and lam_n.max() <= np.float32(high)):
+            where = f"[{low:g}, {high:g}]" if low != high else f"{low:g} (all this network has)"
+            raise InputError(f"lambda is {_culprit(lam_n, low, high)}: expected {where}")
+        return lam_n
+
+    def _lambda_range(self) -> tuple[float, float]:
+        return self.io.lambdas[0], self.io.lambdas[-1]
+
+
+def _culprit(lam_n: Float32, low: float, high: float) -> float:
+    outside = ~((lam_n >= np.float32(low)) & (lam_n <= np.float32(high)))
+    return float(lam_n[outside][0])
