@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Self
 
 from oat_edge.errors import InputError
 
@@ -67,7 +66,7 @@ class Runner(ABC):
     def close(self) -> None:  # noqa: B027 (most back ends have nothing to release)
         """Release what the back end holds."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Runner:
         return self
 
     def __exit__(
