@@ -72,11 +72,20 @@ def sha256_file(path: Path) -> str:
 
 
 @contextmanager
-def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder`/.lock: two commands that change one bundle take turns (released by a kill)."""
+def exclusive_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold `folder`/.lock, so that commands that write one folder take turns.
+
+    The system releases it when the process ends, however it ends. wait=False: `InputError` if
+    another command holds it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise InputError(
+                f"another oat-edge command is writing {folder}: wait for it, or name another --out"
+            ) from None
         yield
 
 

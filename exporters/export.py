@@ -1,0 +1,195 @@
+"""From a checkpoint to a bundle: fold, export, check parity, make the attack packs, list."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from oat_edge.bundle import Artifact, Bundle, add_artifacts, check_same_checkpoint
+from oat_edge.config import check_range
+from oat_edge.errors import InputError
+from oat_edge.exporters import EXPORTERS
+from oat_edge.files import exclusive_lock, sha256_file
+
+if TYPE_CHECKING:
+    from oat_edge.data import Dataset
+    from oat_edge.nn.fold import FoldedNetwork
+    from oat_edge.train.checkpoint import Checkpoint
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportConfig:
+    """What goes into a bundle."""
+
+    widths: tuple[float, ...]
+    format: str = "onnx"
+    """Name in `EXPORTERS`."""
+    pin_lambda: float | None = None
+    """Export with this λ folded into the weights instead of λ as an input."""
+    floor: bool = True
+    """Beside each λ-input file, its twin pinned at the largest λ: bench measures what λ costs."""
+    attack_samples: int = 500
+    """Test images that are attacked at every knot for the attack pack; 0 makes none."""
+    seed: int = 0
+    """Draws the attacked images and the attack's random start."""
+    replace: bool = False
+    """Take artifacts of another checkpoint out of the bundle."""
+
+    def __post_init__(self) -> None:
+        if self.format not in EXPORTERS:
+            raise InputError(
+                f"format is '{self.format}': this version exports {', '.join(EXPORTERS)}"
+            )
+        if self.pin_lambda is not None:
+            check_range("pin_lambda", self.pin_lambda, 0.0, 1.0)
+        if self.attack_samples < 0:
+            raise InputError(f"attack_samples is {self.attack_samples}: expected 0 or more")
+
+    def pins(self, knots: tuple[float, ...]) -> tuple[float | None, ...]:
+        """What to export of each width: None is the λ-input file."""
+        if self.pin_lambda is not None:
+            return (self.pin_lambda,)
+        return (None, knots[-1]) if self.floor else (None,)
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    config: ExportConfig,
+    out: Path,
+    *,
+    dataset: Dataset | None,
+    say: Say = lambda text: None,
+) -> Bundle:
+    """Export widths of a checkpoint into the bundle at `out`, and return it.
+
+    dataset: needed for attack packs, and used for parity where it is there. say is told each
+    step. Files are listed only after parity holds: `GateError` leaves the manifest as it was.
+    """
+    from oat_edge.nn.fold import fold
+
+    if config.attack_samples and dataset is None:
+        raise InputError("attack packs need the data set: give it, or --attack-samples 0")
+    spec = checkpoint.spec
+    _check_pin(config, spec.lambdas)
+    with exclusive_lock(out):
+        check_same_checkpoint(out, checkpoint.sha256, replace=config.replace)
+    artifacts: list[Artifact] = []
+    for width in config.widths:
+        folded = fold(checkpoint.network, width)
+        for pinned_lambda in config.pins(spec.lambdas):
+            kind = "λ input" if pinned_lambda is None else f"pinned at λ={pinned_lambda:g}"
+            say(f"width {width:g}: {config.format}, {kind}")
+            artifacts.append(
+                _export_checked(checkpoint, config, folded, width, pinned_lambda, out, dataset)
+            )
+        if config.attack_samples:
+            assert dataset is not None
+            say(f"width {width:g}: attack pack, PGD-20 at {len(spec.lambdas)} λ")
+            artifacts.append(_export_pack(checkpoint, config, folded, width, out, dataset))
+    return add_artifacts(
+        out,
+        artifacts,
+        run=checkpoint.run,
+        checkpoint_sha256=checkpoint.sha256,
+        spec=spec,
+        replace=config.replace,
+    )
+
+
+def _check_pin(config: ExportConfig, knots: tuple[float, ...]) -> None:
+    if config.pin_lambda is not None and not knots[0] <= config.pin_lambda <= knots[-1]:
+        raise InputError(f"pin_lambda is {config.pin_lambda:g}: this network has λ={knots[0]:g}")
+
+
+def _export_checked(
+    checkpoint: Checkpoint,
+    config: ExportConfig,
+    folded: FoldedNetwork,
+    width: float,
+    pinned_lambda: float | None,
+    out: Path,
+    dataset: Dataset | None,
+) -> Artifact:
+    from oat_edge.exporters.verify import check_parity
+    from oat_edge.runtime.ort import OrtRunner
+    from oat_edge.runtime.runner import RunnerIO
+
+    module, _, function = EXPORTERS[config.format].partition(":")
+    artifact: Artifact = getattr(import_module(module), function)(
+        folded,
+        checkpoint.spec,
+        width=width,
+        folder=out,
+        checkpoint_sha256=checkpoint.sha256,
+        pinned_lambda=pinned_lambda,
+    )
+    io = RunnerIO(
+        image_shape=checkpoint.spec.image_shape,
+        num_classes=checkpoint.spec.num_classes,
+        lambdas=checkpoint.spec.lambdas,
+        pinned_lambda=pinned_lambda,
+    )
+    images = _parity_images(checkpoint, dataset)
+    with OrtRunner(out / artifact.file, io) as runner:
+        parity = check_parity(checkpoint.network, width, runner, images)
+        versions = artifact.versions | runner.versions
+    return dataclasses.replace(artifact, parity=parity.to_json(), versions=versions)
+
+
+def _parity_images(checkpoint: Checkpoint, dataset: Dataset | None) -> np.ndarray:
+    """Sixteen real images where there are any, else noise: (16, C, H, W) float32."""
+    if dataset is not None:
+        images = dataset.test.images[:: max(1, len(dataset.test) // 16)][:16]
+        return np.resize(images, (16, *images.shape[1:])).astype(np.float32) / np.float32(255)
+    generator = np.random.default_rng(0)
+    return generator.random((16, *checkpoint.spec.image_shape), dtype=np.float32)
+
+
+def _export_pack(
+    checkpoint: Checkpoint,
+    config: ExportConfig,
+    folded: FoldedNetwork,
+    width: float,
+    out: Path,
+    dataset: Dataset,
+) -> Artifact:
+    from oat_edge.attacks.craft import craft_pack
+
+    test, spec = dataset.test, checkpoint.spec
+    if test.images.shape[1:] != spec.image_shape:
+        raise InputError(
+            f"the test images are {test.images.shape[1:]}, the network takes {spec.image_shape}"
+        )
+    # The same images for every width, so that widths are compared on equal terms.
+    generator = np.random.default_rng(config.seed)
+    indices = np.sort(generator.permutation(len(test))[: config.attack_samples]).astype(np.int64)
+    pack = craft_pack(
+        folded,
+        np.ascontiguousarray(test.images[indices]),
+        test.labels[indices],
+        indices,
+        width=width,
+        lambdas=spec.lambdas,
+        eps=spec.eps,
+        checkpoint_sha256=checkpoint.sha256,
+        seed=config.seed,
+    )
+    path = out / f"attacks-w{width:.2f}-{pack.attack}.npz"
+    pack.save(path)
+    return Artifact(
+        file=path.name,
+        sha256=sha256_file(path),
+        format="attacks",
+        width=width,
+        attack=pack.attack,
+        precision_requested="uint8",
+        precision_observed="uint8",
+    )

@@ -1,0 +1,151 @@
+"""One width of a network as one ONNX file (DESIGN, section 5).
+
+Inputs `image` (N,C,H,W) and `lambda` (N,), output `logits` (N,classes), all float32, N dynamic,
+opset 18, no external data. With λ pinned there is no `lambda` input.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oat_edge import __version__
+from oat_edge.bundle import Artifact
+from oat_edge.config import NetworkSpec
+from oat_edge.errors import BuildError
+from oat_edge.files import sha256_file, write_bytes
+from oat_edge.require import require
+
+if TYPE_CHECKING:
+    from oat_edge.nn.fold import FoldedNetwork
+
+OPSET = 18
+
+
+def export(
+    folded: FoldedNetwork,
+    spec: NetworkSpec,
+    *,
+    width: float,
+    folder: Path,
+    checkpoint_sha256: str,
+    pinned_lambda: float | None = None,
+) -> Artifact:
+    """Write `folded` into `folder`, atomically; the caller lists the artifact in a manifest.
+
+    Raises `BuildError` if the exporter fails or does not keep to the contract of the graph.
+    """
+    onnx = require("onnx", purpose="exporting to ONNX")
+    require("onnxscript", purpose="exporting to ONNX")
+    torch = require("torch", purpose="exporting to ONNX")
+    model = _trace(folded, spec, pinned_lambda)
+    if pinned_lambda is not None:
+        from oat_edge.exporters.graph import fold_affine_into_conv
+
+        fold_affine_into_conv(model)
+    _strip(model)
+    facts = {
+        "spec": json.dumps(spec.to_json(), sort_keys=True),
+        "width": repr(width),
+        "precision": "fp32",
+        "checkpoint_sha256": checkpoint_sha256,
+        "version": __version__,
+    }
+    if pinned_lambda is not None:
+        facts["pinned_lambda"] = repr(pinned_lambda)
+    for key, value in facts.items():
+        model.metadata_props.add(key=f"oat_edge.{key}", value=value)
+    model.producer_name, model.producer_version = "oat-edge", __version__
+    _check(model, pinned=pinned_lambda is not None)
+    suffix = "" if pinned_lambda is None else f"-lambda{pinned_lambda:g}"
+    path = folder / f"w{width:.2f}-fp32{suffix}.onnx"
+    write_bytes(path, model.SerializeToString(deterministic=True))
+    return Artifact(
+        file=path.name,
+        sha256=sha256_file(path),
+        format="onnx",
+        width=width,
+        pinned_lambda=pinned_lambda,
+        versions={
+            "oat-edge": __version__,
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "opset": str(OPSET),
+        },
+    )
+
+
+def _trace(folded: FoldedNetwork, spec: NetworkSpec, pinned_lambda: float | None) -> Any:
+    import torch
+
+    from oat_edge.nn.fold import PinnedNetwork
+
+    batch = torch.export.Dim("batch", min=1)
+    # An example batch of two: one would be taken for a constant.
+    image = torch.zeros(2, *spec.image_shape)
+    lam = torch.full((2,), spec.lambdas[-1])
+    module: torch.nn.Module
+    if pinned_lambda is None:
+        module, arguments, names = folded, (image, lam), ["image", "lambda"]
+        shapes: dict[str, Any] = {"image": {0: batch}, "lam": {0: batch}}
+    else:
+        module, names = PinnedNetwork(folded, pinned_lambda), ["image"]
+        arguments, shapes = (image,), {"image": {0: batch}}  # type: ignore[assignment]
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside torch.onnx and onnxscript
+            program = torch.onnx.export(
+                module,
+                arguments,
+                dynamo=True,
+                opset_version=OPSET,
+                external_data=False,
+                input_names=names,
+                output_names=["logits"],
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps whatever broke inside
+        reason = str(error).strip().splitlines()[0]
+        raise BuildError(f"ONNX export of {spec.arch} failed: {reason}") from error
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    return program.model_proto
+
+
+def _strip(model: Any) -> None:
+    """Drop what the exporter notes beside the graph: source paths and stack traces leak."""
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for item in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del item.metadata_props[:]
+        item.doc_string = ""
+
+
+def _check(model: Any, *, pinned: bool) -> None:
+    """The exporter has been seen to ignore the opset without an error: look at what it made."""
+    import onnx
+
+    opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    if opset != {"ai.onnx": OPSET}:
+        raise BuildError(f"the exporter made opsets {opset}, expected ai.onnx {OPSET}")
+    inputs = [value.name for value in model.graph.input]
+    outputs = [value.name for value in model.graph.output]
+    if inputs != (["image"] if pinned else ["image", "lambda"]) or outputs != ["logits"]:
+        raise BuildError(f"the exporter made inputs {inputs} and outputs {outputs}")
+    for value in (*model.graph.input, *model.graph.output):
+        if not value.type.tensor_type.shape.dim[0].dim_param:
+            raise BuildError(f"the exporter fixed the batch size of {value.name}")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise BuildError(f"the exported graph is not valid ONNX: {error}") from error

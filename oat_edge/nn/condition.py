@@ -1,0 +1,61 @@
+"""What the layers of one converted network share during a forward pass.
+
+    N batch, K knots, C channels
+
+A plain Python object, kept out of the module tree, carries the condition to the layers, so that
+no forward signature of any architecture has to change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from oat_edge.conditioning import hat_coefficients
+
+
+@dataclass(slots=True)
+class Condition:
+    """Set by the network before its backbone runs, read by the converted layers."""
+
+    width_index: int = 0
+    adversarial: bool = False
+    """Branch of a training pass: every sample of one pass goes through one batch norm."""
+    hat: Tensor | None = None
+    """(N, K) weights over the knots."""
+    film: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """(gamma, beta), each (K, C), of every FiLM layer at the knots."""
+
+
+class HatWeights(nn.Module):
+    """`oat_edge.conditioning.hat_weights` as a module: same float32 operations, traceable."""
+
+    floor: Tensor
+    left_origin: Tensor
+    left_width: Tensor
+    right_end: Tensor
+    right_width: Tensor
+
+    def __init__(self, knots: tuple[float, ...]) -> None:
+        super().__init__()
+        self.num_knots = len(knots)
+        if self.num_knots > 1:
+            coefficients = hat_coefficients(knots)
+            for name in ("floor", "left_origin", "left_width", "right_end", "right_width"):
+                # Not persistent: they follow from the knots, which the spec holds.
+                self.register_buffer(
+                    name, torch.tensor(getattr(coefficients, name)), persistent=False
+                )
+
+    def forward(self, lam: Tensor) -> Tensor:
+        """lam: (N,) float32, clipped to [0, 1]. Returns (N, K) float32."""
+        lam_n1 = lam.clamp(0, 1).unsqueeze(1)
+        if self.num_knots == 1:
+            return torch.ones_like(lam_n1)
+        above = torch.maximum(lam_n1, self.floor)
+        left = (above - self.left_origin) / self.left_width
+        right = (self.right_end - above) / self.right_width
+        weights = torch.minimum(left, right).clamp(0, 1) * (lam_n1 > 0).to(lam.dtype)
+        return torch.cat([(lam_n1 == 0).to(lam.dtype), weights], dim=1)

@@ -1,0 +1,109 @@
+"""Dual batch norm with FiLM, one set per width.
+
+    N batch, K knots, C channels, H/W pixels
+
+OAT, sec. 4.1: λ = 0 goes through the clean batch norm, λ > 0 through the adversarial one; FiLM
+then scales and shifts by λ. With running statistics all of it is one affine map per sample and
+channel, and `affine_tables` is where that map is made (DESIGN, section 2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from oat_edge.nn.condition import Condition
+from oat_edge.nn.film import FiLM
+from oat_edge.nn.slimmable import scaled_channels
+
+
+class ConditionalBatchNorm2d(nn.Module):
+    """Takes the place of one BatchNorm2d of a converted network."""
+
+    condition: Condition
+
+    def __init__(
+        self,
+        norm: nn.BatchNorm2d,
+        condition: Condition,
+        widths: tuple[float, ...],
+        knots: tuple[float, ...],
+        *,
+        film: FiLM | None,
+        film_index: int,
+    ) -> None:
+        super().__init__()
+        self.__dict__["condition"] = condition
+        self.knots = knots
+        channels = [scaled_channels(norm.num_features, width) for width in widths]
+        # A branch that no knot uses does not exist (dedicated networks have one).
+        self.clean = _copies(norm, channels) if knots[0] == 0 else None
+        self.adversarial = _copies(norm, channels) if knots[-1] > 0 else None
+        self.film = film
+        self.film_index = film_index
+
+    def branch(self, *, adversarial: bool, width_index: int) -> nn.BatchNorm2d:
+        """The batch norm of one branch at one width."""
+        branch = self.adversarial if adversarial else self.clean
+        assert branch is not None, "no knot uses this branch"
+        norm = branch[width_index]
+        assert isinstance(norm, nn.BatchNorm2d)
+        return norm
+
+    def affine_tables(self, width_index: int) -> tuple[Tensor, Tensor]:
+        """Scale and shift at the knots, each (K, C): y = scale·x + shift in eval mode."""
+        scales, shifts = [], []
+        for lam in self.knots:
+            norm = self.branch(adversarial=lam > 0, width_index=width_index)
+            assert norm.running_mean is not None and norm.running_var is not None
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            scales.append(scale)
+            shifts.append(norm.bias - norm.running_mean * scale)
+        scale_kc, shift_kc = torch.stack(scales), torch.stack(shifts)
+        if self.film is None:
+            return scale_kc, shift_kc
+        gamma, beta = self._film(scale_kc.shape[1])
+        return gamma * scale_kc, gamma * shift_kc + beta
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W).
+
+        In training one branch with its own batch statistics, for all N; in eval mode each
+        sample's own branch and FiLM, through the tables.
+        """
+        condition = self.condition
+        assert condition.hat is not None, "call the network, not its backbone"
+        if not self.training:
+            scale, shift = self.affine_tables(condition.width_index)
+            return torch.addcmul(
+                _per_channel(condition.hat @ shift), x, _per_channel(condition.hat @ scale)
+            )
+        norm = self.branch(
+            adversarial=condition.adversarial, width_index=condition.width_index
+        )
+        y: Tensor = norm(x)
+        if self.film is None:
+            return y
+        gamma, beta = self._film(y.shape[1])
+        return torch.addcmul(
+            _per_channel(condition.hat @ beta), y, _per_channel(condition.hat @ gamma)
+        )
+
+    def _film(self, channels: int) -> tuple[Tensor, Tensor]:
+        gamma, beta = self.condition.film[self.film_index]
+        return gamma[:, :channels], beta[:, :channels]
+
+
+def _copies(norm: nn.BatchNorm2d, channels: list[int]) -> nn.ModuleList:
+    """One batch norm per width, each starting from the first channels of `norm`."""
+    copies = []
+    for count in channels:
+        copy = nn.BatchNorm2d(count, eps=norm.eps, momentum=norm.momentum)
+        state = norm.state_dict()
+        copy.load_state_dict({k: v[:count] if v.ndim else v for k, v in state.items()})
+        copies.append(copy)
+    return nn.ModuleList(copies)
+
+
+def _per_channel(table_nc: Tensor) -> Tensor:
+    return table_nc[:, :, None, None]

@@ -1,0 +1,221 @@
+"""Fold one width into a plain narrow network: the one idea that makes everything fast.
+
+    N batch, K knots, C channels of one layer, S sum of C over all layers, H/W pixels
+
+In the folded network every batch norm + FiLM is a lookup. One (N,K)@(K,S) product gives all
+layers' scales and one all shifts; each layer is then one multiply-add. No FiLM weights, no second
+batch norm and no slicing are left. The exporter, the training attack and every evaluation use it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from oat_edge.nn.condition import HatWeights
+from oat_edge.nn.conditional_norm import ConditionalBatchNorm2d
+from oat_edge.nn.network import OATSNetwork
+from oat_edge.nn.slimmable import SlimmableConv2d, SlimmableLinear
+
+
+class Affines:
+    """The scales and shifts of one forward pass, shared by the layers; not in the module tree."""
+
+    __slots__ = ("scales", "shifts")
+
+    def __init__(self) -> None:
+        self.scales: tuple[Tensor, ...] = ()
+        self.shifts: tuple[Tensor, ...] = ()
+
+
+class ChannelAffine(nn.Module):
+    """y = scale·x + shift with layer `index` of the shared affines, each (N or 1, C, 1, 1)."""
+
+    affines: Affines
+
+    def __init__(self, affines: Affines, index: int) -> None:
+        super().__init__()
+        self.__dict__["affines"] = affines
+        self.index = index
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W)."""
+        scale, shift = self.affines.scales[self.index], self.affines.shifts[self.index]
+        if torch.compiler.is_exporting():
+            return x * scale + shift  # addcmul exports with a multiplication by one
+        return torch.addcmul(shift, x, scale)
+
+
+class FoldedNetwork(nn.Module):
+    """One width as a plain network; λ is an input. Parameters do not require gradients."""
+
+    scale_table: Tensor
+    shift_table: Tensor
+    affines: Affines
+
+    def __init__(
+        self, backbone: nn.Module, affines: Affines, knots: tuple[float, ...], channels: list[int]
+    ) -> None:
+        super().__init__()
+        self.__dict__["affines"] = affines
+        self.backbone = backbone
+        self.knots = knots
+        self.channels = channels
+        self.hat = HatWeights(knots)
+        self.register_buffer("scale_table", torch.zeros(len(knots), sum(channels)))
+        self.register_buffer("shift_table", torch.zeros(len(knots), sum(channels)))
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, image: Tensor, lam: Tensor) -> Tensor:
+        """Logits.  image: (N, C, H, W) in [0, 1]; lam: (N,) in [0, 1], one λ per sample."""
+        return self.at(lam)(image)
+
+    def at(self, lam: Tensor) -> Callable[[Tensor], Tensor]:
+        """Fix λ (N,): a function from images to logits, for many passes at the same λ."""
+        hat = self.hat(lam)
+        scales = self._split(hat @ self.scale_table)
+        shifts = self._split(hat @ self.shift_table)
+
+        def logits(image: Tensor) -> Tensor:
+            self.affines.scales, self.affines.shifts = scales, shifts
+            try:
+                out: Tensor = self.backbone(image)
+                return out
+            finally:
+                self.affines.scales = self.affines.shifts = ()
+
+        return logits
+
+    def _split(self, table_ns: Tensor) -> tuple[Tensor, ...]:
+        return table_ns[:, :, None, None].split(self.channels, dim=1)
+
+
+class PinnedNetwork(nn.Module):
+    """A folded network at one λ: the affines are constants, ready to fold into convolutions."""
+
+    def __init__(self, folded: FoldedNetwork, lam: float) -> None:
+        super().__init__()
+        self.__dict__["affines"] = folded.affines
+        self.backbone = folded.backbone
+        hat = folded.hat(torch.tensor([lam], dtype=torch.float32))
+        self.num_layers = len(folded.channels)
+        for index, (scale, shift) in enumerate(
+            zip(
+                folded._split(hat @ folded.scale_table),
+                folded._split(hat @ folded.shift_table),
+                strict=True,
+            )
+        ):
+            # Contiguous: a view would drag the whole table into every constant of the graph.
+            self.register_buffer(f"scale_{index}", scale.clone())
+            self.register_buffer(f"shift_{index}", shift.clone())
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits.  image: (N, C, H, W) in [0, 1]."""
+        layers = range(self.num_layers)
+        self.affines.scales = tuple(self.get_buffer(f"scale_{i}") for i in layers)
+        self.affines.shifts = tuple(self.get_buffer(f"shift_{i}") for i in layers)
+        logits: Tensor = self.backbone(image)
+        return logits
+
+
+def fold(network: OATSNetwork, width: float) -> FoldedNetwork:
+    """The plain network of one width, with its own copy of the weights."""
+    index = network.width_index(width)
+    channels_in = _input_channels(network, index)
+    backbone = copy.deepcopy(network.backbone)
+    affines = Affines()
+    channels: list[int] = []
+    for name, module in list(backbone.named_modules()):
+        if isinstance(module, SlimmableConv2d):
+            backbone.set_submodule(name, _plain_conv(module, index, channels_in[name]))
+        elif isinstance(module, SlimmableLinear):
+            weight, bias = module.sliced(index, channels_in[name])
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+            backbone.set_submodule(name, linear)
+        elif isinstance(module, ConditionalBatchNorm2d):
+            backbone.set_submodule(name, ChannelAffine(affines, len(channels)))
+            norm = module.branch(adversarial=network.knots[-1] > 0, width_index=index)
+            channels.append(norm.num_features)
+    folded = FoldedNetwork(backbone, affines, network.knots, channels)
+    # Same device and memory layout as the network it comes from.
+    folded.to(device=network.encodings.device)
+    if _is_channels_last(network):
+        folded.to(memory_format=torch.channels_last)
+    refold(folded, network, width)
+    return folded
+
+
+@torch.no_grad()
+def refold(
+    folded: FoldedNetwork,
+    network: OATSNetwork,
+    width: float,
+    *,
+    film: list[tuple[Tensor, Tensor]] | None = None,
+) -> None:
+    """Copy the network's present weights and tables into `folded`, in place.
+
+    film: `network.film_tables()` where the caller has them already.
+    """
+    index = network.width_index(width)
+    network.condition.film = network.film_tables() if film is None else film
+    scales, shifts = [], []
+    for name, module in network.backbone.named_modules():
+        if isinstance(module, ConditionalBatchNorm2d):
+            scale, shift = module.affine_tables(index)
+            scales.append(scale)
+            shifts.append(shift)
+        elif isinstance(module, (SlimmableConv2d, SlimmableLinear)):
+            plain = folded.backbone.get_submodule(name)
+            assert isinstance(plain, (nn.Conv2d, nn.Linear))
+            out, per_group = plain.weight.shape[:2]
+            plain.weight.copy_(module.weight[:out, :per_group])
+            if plain.bias is not None:
+                assert module.bias is not None
+                plain.bias.copy_(module.bias[:out])
+    network.condition.film = []
+    folded.scale_table.copy_(torch.cat(scales, dim=1))
+    folded.shift_table.copy_(torch.cat(shifts, dim=1))
+    own = dict(folded.backbone.named_buffers())
+    for name, buffer in network.backbone.named_buffers():
+        if name in own:  # such as Normalize's mean and std
+            own[name].copy_(buffer)
+
+
+def _plain_conv(conv: SlimmableConv2d, width_index: int, in_channels: int) -> nn.Conv2d:
+    weight, bias, groups = conv.sliced(width_index, in_channels)
+    return nn.Conv2d(
+        in_channels,
+        weight.shape[0],
+        kernel_size=conv.kernel_size,  # type: ignore[arg-type]
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        dilation=conv.dilation,  # type: ignore[arg-type]
+        groups=groups,
+        bias=bias is not None,
+        padding_mode=conv.padding_mode,
+    )
+
+
+def _input_channels(network: OATSNetwork, width_index: int) -> dict[str, int]:
+    """Channels that each slimmable layer gets at a width, as `convert`'s dry run noted them."""
+    return {
+        name: module.in_widths[width_index]
+        for name, module in network.backbone.named_modules()
+        if isinstance(module, (SlimmableConv2d, SlimmableLinear))
+    }
+
+
+def _is_channels_last(network: OATSNetwork) -> bool:
+    return any(
+        p.ndim == 4
+        and p.is_contiguous(memory_format=torch.channels_last)
+        and not p.is_contiguous()
+        for p in network.parameters()
+    )

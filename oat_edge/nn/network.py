@@ -1,0 +1,110 @@
+"""The network with both knobs: a converted backbone and the condition its layers read.
+
+    N batch, K knots, C channels
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from oat_edge.errors import InputError
+from oat_edge.nn.condition import HatWeights
+
+if TYPE_CHECKING:
+    from oat_edge.nn.condition import Condition
+    from oat_edge.nn.conditional_norm import ConditionalBatchNorm2d
+
+
+class OATSNetwork(nn.Module):
+    """A network made by `convert`. In eval mode it is a function of image, λ and width.
+
+    Its attributes `widths` and `knots` are the settings of both knobs that were trained.
+    """
+
+    encodings: Tensor
+    condition: Condition
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        condition: Condition,
+        *,
+        widths: tuple[float, ...],
+        knots: tuple[float, ...],
+        encodings: Tensor,
+    ) -> None:
+        super().__init__()
+        self.__dict__["condition"] = condition
+        self.backbone = backbone
+        self.widths = widths
+        self.knots = knots
+        # In the state dict: a network whose encodings are lost is useless (facts, sec. 1.4).
+        self.register_buffer("encodings", encodings)
+        self.hat = HatWeights(knots)
+
+    def norms(self) -> list[tuple[str, ConditionalBatchNorm2d]]:
+        """Every conditional batch norm with its name in the backbone."""
+        from oat_edge.nn.conditional_norm import ConditionalBatchNorm2d
+
+        named = self.backbone.named_modules()
+        return [(name, m) for name, m in named if isinstance(m, ConditionalBatchNorm2d)]
+
+    def film_tables(self) -> list[tuple[Tensor, Tensor]]:
+        """(gamma, beta), each (K, C), of every FiLM layer: the MLPs run on the K knots only."""
+        return [norm.film(self.encodings) for _, norm in self.norms() if norm.film is not None]
+
+    def width_index(self, width: float) -> int:
+        """Place of a trained width, else `InputError`."""
+        if width not in self.widths:
+            raise InputError(f"width is {width:g}: this network has {self.widths}")
+        return self.widths.index(width)
+
+    def forward(self, image: Tensor, lam: Tensor, width: float = 1.0) -> Tensor:
+        """Logits.  image: (N, C, H, W) in [0, 1]; lam: (N,) in [0, 1]. Eval mode only."""
+        assert not self.training, "training runs one branch at a time: see train_pass"
+        return self._run(image, self.hat(lam), width, film=self.film_tables())
+
+    def train_pass(
+        self,
+        image: Tensor,
+        hat: Tensor,
+        width: float,
+        *,
+        adversarial: bool,
+        film: list[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """Logits of a training pass in which every sample takes the same batch-norm branch."""
+        assert self.training, "train_pass updates batch statistics: call train() first"
+        self.condition.adversarial = adversarial
+        return self._run(image, hat, width, film=film)
+
+    def _run(
+        self, image: Tensor, hat: Tensor, width: float, *, film: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        condition = self.condition
+        condition.width_index = self.width_index(width)
+        condition.hat, condition.film = hat, film
+        try:
+            logits: Tensor = self.backbone(image)
+            return logits
+        finally:
+            condition.hat, condition.film = None, []  # keep no graph alive
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per image channel, inside the network so that ε is in pixel scale."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.reshape(1, -1, 1, 1).float())
+        self.register_buffer("std", std.reshape(1, -1, 1, 1).float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W) in [0, 1]."""
+        return (x - self.mean) / self.std

@@ -1,0 +1,90 @@
+"""Layers that run at several widths with one weight: a width takes the first channels of it.
+
+The number of input channels is read off the input, so image channels are never sliced, and a
+Linear after a flatten takes the features of the first channels.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oat_edge.nn.condition import Condition
+
+
+def scaled_channels(channels: int, width_mult: float) -> int:
+    """Channels left at a width: the nearest integer, halves upwards, at least 1."""
+    return max(1, int(channels * width_mult + 0.5))
+
+
+class SlimmableConv2d(nn.Conv2d):
+    """A Conv2d whose output channels follow the width; depthwise and grouped ones too."""
+
+    condition: Condition
+    out_widths: tuple[int, ...]
+    in_widths: tuple[int, ...]
+    """Input channels at each width, noted by `convert`'s dry runs."""
+
+    @classmethod
+    def convert(
+        cls, conv: nn.Conv2d, condition: Condition, widths: tuple[float, ...], *, head: bool
+    ) -> SlimmableConv2d:
+        """Take over `conv` and its parameters. head: the output is classes, never sliced."""
+        layer = cls.__new__(cls)
+        layer.__dict__ = {**conv.__dict__, "condition": condition}
+        layer.out_widths = tuple(
+            conv.out_channels if head else scaled_channels(conv.out_channels, w) for w in widths
+        )
+        return layer
+
+    def sliced(self, width_index: int, in_channels: int) -> tuple[Tensor, Tensor | None, int]:
+        """Weight, bias and groups for an input of `in_channels`; views, not copies."""
+        in_per_group = self.in_channels // self.groups
+        groups = in_channels // in_per_group if self.groups > 1 else 1
+        # Groups keep their size and become fewer, so each keeps its own outputs.
+        out = (
+            groups * (self.out_channels // self.groups)
+            if self.groups > 1
+            else self.out_widths[width_index]
+        )
+        weight = self.weight[:out, : in_channels // groups]
+        return weight, None if self.bias is None else self.bias[:out], groups
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (N, C, H, W), C as the width before this layer left it."""
+        weight, bias, groups = self.sliced(self.condition.width_index, input.shape[1])
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = (0, 0)
+        return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, groups)
+
+
+class SlimmableLinear(nn.Linear):
+    """A Linear whose outputs follow the width, unless it is the classifier."""
+
+    condition: Condition
+    out_widths: tuple[int, ...]
+    in_widths: tuple[int, ...]
+    """Input channels at each width, noted by `convert`'s dry runs."""
+
+    @classmethod
+    def convert(
+        cls, linear: nn.Linear, condition: Condition, widths: tuple[float, ...], *, head: bool
+    ) -> SlimmableLinear:
+        """Take over `linear` and its parameters. head: the output is classes, never sliced."""
+        layer = cls.__new__(cls)
+        layer.__dict__ = {**linear.__dict__, "condition": condition}
+        layer.out_widths = tuple(
+            linear.out_features if head else scaled_channels(linear.out_features, w) for w in widths
+        )
+        return layer
+
+    def sliced(self, width_index: int, in_features: int) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias for an input of `in_features`; views, not copies."""
+        out = self.out_widths[width_index]
+        return self.weight[:out, :in_features], None if self.bias is None else self.bias[:out]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (…, features)."""
+        return F.linear(input, *self.sliced(self.condition.width_index, input.shape[-1]))

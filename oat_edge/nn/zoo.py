@@ -1,0 +1,102 @@
+"""The built-in architectures by name, and the OATS network that a spec describes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from oat_edge.config import NetworkSpec
+from oat_edge.errors import InputError
+from oat_edge.nn.convert import convert
+from oat_edge.nn.mobilenet import MobileNetV2
+from oat_edge.nn.network import Normalize, OATSNetwork
+from oat_edge.nn.resnet import ResNet
+from oat_edge.nn.wide_resnet import WideResNet
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How to build a plain network, and which of its batch norms go without FiLM."""
+
+    build: Callable[[int, int], nn.Module]
+    """(image channels, classes) -> network"""
+    no_film: tuple[str, ...] = ()
+
+
+def _resnet(num_blocks: tuple[int, ...], channels: tuple[int, ...]) -> Architecture:
+    # OAT's code has FiLM after each main-path batch norm, not after the shortcut's.
+    return Architecture(
+        lambda c, k: ResNet(num_blocks, channels, in_channels=c, num_classes=k),
+        no_film=("*.shortcut.*",),
+    )
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    # He et al., sec. 4.2, n = 1, twice as wide: right for digits of 8x8 pixels.
+    "resnet8": _resnet((1, 1, 1), (32, 64, 128)),
+    "resnet18": _resnet((2, 2, 2, 2), (64, 128, 256, 512)),
+    "resnet34": _resnet((3, 4, 6, 3), (64, 128, 256, 512)),
+    "mobilenet-v2": Architecture(lambda c, k: MobileNetV2(in_channels=c, num_classes=k)),
+}
+
+
+def architecture(name: str) -> Architecture:
+    """Look up "resnet34" or any "wrn-DEPTH-WIDEN"; `InputError` lists what there is."""
+    if match := re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", name):
+        depth, widen = map(int, match.groups())
+        return Architecture(
+            lambda c, k: WideResNet(depth, widen, in_channels=c, num_classes=k),
+            # The last batch norm has no FiLM in OAT's wide_resnet.py.
+            no_film=("*net.bn",),
+        )
+    if name not in ARCHITECTURES:
+        have = ", ".join(ARCHITECTURES)
+        raise InputError(f"architecture is '{name}': expected {have}, or wrn-D-K with D = 6n + 4")
+    return ARCHITECTURES[name]
+
+
+def build_network(
+    spec: NetworkSpec,
+    *,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> OATSNetwork:
+    """The untrained OATS network of a spec.
+
+    mean, std: (C,) of the training images in [0, 1], for the normalisation inside the network.
+    generator: draws weights and encodings; None is seed 0.
+    """
+    arch = architecture(spec.arch)
+    channels = spec.image_shape[0]
+    generator = generator or torch.Generator().manual_seed(0)
+    # Layers draw their first weights from torch's global generator: lend it our seed.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        net = arch.build(channels, spec.num_classes)
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        backbone = nn.Sequential()
+        backbone.add_module(
+            "normalize",
+            Normalize(
+                torch.zeros(channels) if mean is None else mean,
+                torch.ones(channels) if std is None else std,
+            ),
+        )
+        backbone.add_module("net", net)
+        return convert(
+            backbone,
+            widths=spec.widths,
+            lambdas=spec.lambdas,
+            image_shape=spec.image_shape,
+            encoding=spec.encoding,
+            encoding_dim=spec.encoding_dim,
+            no_film=arch.no_film,
+            generator=generator,
+        )

@@ -1,0 +1,1 @@
+"""Once-for-all adversarial training and slimming (DESIGN, section 6)."""

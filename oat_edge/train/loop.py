@@ -1,0 +1,264 @@
+"""The training loop: epochs, validation, files, resume, and a clean stop at any step.
+
+Every step draws from its own random stream (seed, epoch, step), and the whole state is written
+atomically. A run that was killed anywhere and resumed ends, on a CPU, bit for bit as one that
+was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from oat_edge.config import NetworkSpec, TrainConfig
+from oat_edge.data import Dataset
+from oat_edge.data.augment import augment
+from oat_edge.errors import InputError, OatEdgeError
+from oat_edge.files import exclusive_lock, point_latest, write_bytes, write_json
+from oat_edge.nn.fold import refold
+from oat_edge.nn.zoo import build_network
+from oat_edge.train.checkpoint import CHECKPOINT, save_checkpoint
+from oat_edge.train.sampling import generator_for, sample_knots
+from oat_edge.train.state import TRAIN_STATE, TrainState, load_state, save_state
+from oat_edge.train.step import OATSStep
+from oat_edge.train.validate import PointAccuracy, grid_score, validate
+
+SAVE_EVERY_S = 60.0
+
+
+class Interrupted(OatEdgeError):
+    """Training was asked to stop and has saved its state."""
+
+    exit_code = 130
+
+
+class Progress(Protocol):
+    """What a user interface may want to know while training runs."""
+
+    def on_step(self, epoch: int, step: int, loss: float, images_per_s: float) -> None:
+        """After a step; both count from 0."""
+
+    def on_validation(self, epoch: int, grid: list[PointAccuracy], score: float) -> None:
+        """After a validation."""
+
+
+class Trainer:
+    """One run in one directory.
+
+    Opens `run_dir` new, or with resume=True at the place where it stopped. Raises `InputError`
+    if the directory already holds a run (or holds none to resume), or if the data has changed.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        run_dir: Path,
+        *,
+        device: str = "cpu",
+        resume: bool = False,
+    ) -> None:
+        self.config, self.dataset, self.run_dir = config, dataset, run_dir
+        self.state = TrainState()
+        self._written_epoch: int | None = None
+        if resume:
+            self.state, saved, data = load_state(run_dir / TRAIN_STATE)
+            if saved != config:
+                raise InputError(f"{run_dir} was trained with other settings: resume with its own")
+            if data != dataset.record:
+                raise InputError(f"the data of {run_dir} has changed since it was trained")
+        elif (run_dir / CHECKPOINT).exists() or (run_dir / TRAIN_STATE).exists():
+            raise InputError(f"{run_dir} already holds a run: pass --resume, or another --out")
+        self.batch_size = min(config.batch_size, len(dataset.train))
+        if self.batch_size < 2 * len(config.lambdas):
+            raise InputError(
+                f"a batch has {self.batch_size} images: {len(config.lambdas)} lambdas need at "
+                f"least {2 * len(config.lambdas)}"
+            )
+        self.steps_per_epoch = len(dataset.train) // self.batch_size
+        self.spec = NetworkSpec(
+            arch=config.arch,
+            widths=config.widths,
+            lambdas=config.lambdas,
+            class_names=dataset.class_names,
+            image_shape=dataset.image_shape,
+            eps=config.eps,
+            encoding=config.encoding,
+        )
+        self.device = torch.device(device)
+        # uint8 on the device: small data sets live there whole, no worker processes.
+        self.images = torch.from_numpy(dataset.train.images).to(self.device)
+        self.labels = torch.from_numpy(dataset.train.labels).to(self.device)
+        self._build()
+
+    def _build(self) -> None:
+        config = self.config
+        mean, std = _channel_statistics(self.images)
+        generator = torch.Generator().manual_seed(config.seed)
+        network = build_network(self.spec, mean=mean, std=std, generator=generator)
+        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        if self.state.network:
+            self.network.load_state_dict(self.state.network)
+            self.optimizer.load_state_dict(self.state.optimizer)
+        self.step = OATSStep(
+            self.network, self.optimizer, eps=config.eps, attack_steps=config.attack_steps
+        )
+
+    def train(
+        self,
+        progress: Progress | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> list[PointAccuracy]:
+        """Train to the end; returns the validation grid of the best epoch.
+
+        should_stop is asked after every step; when true, the state is saved and `Interrupted`
+        raised. Files: config.json, metrics.jsonl, checkpoint.safetensors, train_state.pt.
+        """
+        with exclusive_lock(self.run_dir, wait=False):
+            write_json(self.run_dir / "config.json", self._record())
+            point_latest(self.run_dir)
+            self._write_results()
+            while self.state.epoch < self.config.epochs:
+                self._train_epoch(progress, should_stop)
+        best = next(m for m in self.state.metrics if m["epoch"] == self.state.best_epoch)
+        return [_point_from_json(point) for point in best["validation"]]
+
+    def _train_epoch(self, progress: Progress | None, should_stop: Callable[[], bool]) -> None:
+        state, epoch = self.state, self.state.epoch
+        order = torch.randperm(len(self.images), generator=generator_for(self.config.seed, epoch, 0))
+        started, first_step, last_save = time.perf_counter(), state.step, time.monotonic()
+        while state.step < self.steps_per_epoch:
+            loss = self._train_step(epoch, state.step, order)
+            state.loss_sum += loss
+            state.step += 1
+            elapsed = time.perf_counter() - started
+            speed = (state.step - first_step) * self.batch_size / elapsed
+            if progress:
+                progress.on_step(epoch, state.step - 1, loss, speed)
+            stop = should_stop()
+            if stop or time.monotonic() - last_save > SAVE_EVERY_S:
+                self._save()
+                last_save = time.monotonic()
+            if stop:
+                raise Interrupted(
+                    f"stopped in epoch {epoch + 1} of {self.config.epochs}; go on with: "
+                    f"oat-edge train --resume --out {self.run_dir}"
+                )
+        entry: dict[str, Any] = {
+            "epoch": epoch,
+            "loss": state.loss_sum / self.steps_per_epoch,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "images_per_s": round(speed, 1),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        if (epoch + 1) % self.config.val_every == 0 or epoch + 1 == self.config.epochs:
+            entry |= self._validate(epoch, progress)
+        state.metrics.append(entry)
+        state.epoch, state.step, state.loss_sum = epoch + 1, 0, 0.0
+        self._save()
+        self._write_results()
+
+    def _train_step(self, epoch: int, step: int, order: Tensor) -> float:
+        config = self.config
+        # Stream 0 of an epoch is its order; steps take 1, 2, …
+        generator = generator_for(config.seed, epoch, step + 1)
+        index = order[step * self.batch_size : (step + 1) * self.batch_size].to(self.device)
+        images = self.images[index].float() / 255
+        images = augment(images, crop=config.crop, flip=config.flip, generator=generator)
+        knot_index = sample_knots(
+            self.batch_size, len(config.lambdas), config.clean_share, generator
+        )
+        done = epoch * self.steps_per_epoch + step
+        for group in self.optimizer.param_groups:
+            group["lr"] = cosine(config.lr, done, config.epochs * self.steps_per_epoch)
+        loss = self.step(
+            images.contiguous(memory_format=torch.channels_last),
+            self.labels[index],
+            knot_index.to(self.device),
+            generator,
+        ).item()
+        if not math.isfinite(loss):
+            raise InputError(
+                f"training diverged: the loss is {loss} in epoch {epoch + 1}, step {step + 1}; "
+                f"try a lower --lr than {config.lr:g}"
+            )
+        return loss
+
+    def _validate(self, epoch: int, progress: Progress | None) -> dict[str, Any]:
+        for width, folded in self.step.folded.items():
+            refold(folded, self.network, width)
+        val = self.dataset.val
+        grid = validate(
+            self.step.folded,
+            torch.from_numpy(val.images).to(self.device),
+            torch.from_numpy(val.labels).to(self.device),
+            eps=self.config.eps,
+            attack_steps=self.config.attack_steps,
+            num_attacked=self.config.val_attack_samples,
+            seed=self.config.seed,
+        )
+        score = grid_score(grid)
+        if self.state.best_score is None or score > self.state.best_score:
+            self.state.best_score, self.state.best_epoch = score, epoch
+            self.state.best = _copy(self.network.state_dict())
+        if progress:
+            progress.on_validation(epoch, grid, score)
+        return {"score": score, "validation": [point.to_json() for point in grid]}
+
+    def _save(self) -> None:
+        self.state.network = self.network.state_dict()
+        self.state.optimizer = self.optimizer.state_dict()
+        save_state(self.run_dir / TRAIN_STATE, self.state, self.config, self.dataset.record)
+
+    def _write_results(self) -> None:
+        """Bring metrics.jsonl and the checkpoint up to the state (a kill may fall between)."""
+        state = self.state
+        lines = "".join(json.dumps(entry) + "\n" for entry in state.metrics)
+        write_bytes(self.run_dir / "metrics.jsonl", lines.encode())
+        if state.best_epoch is not None and state.best_epoch != self._written_epoch:
+            info = self._record() | {"epoch": state.best_epoch, "score": state.best_score}
+            save_checkpoint(self.run_dir / CHECKPOINT, state.best, self.spec, info)
+            self._written_epoch = state.best_epoch
+
+    def _record(self) -> dict[str, Any]:
+        return {"train": self.config.to_json(), "data": self.dataset.record}
+
+
+def cosine(lr: float, done: int, total: int) -> float:
+    """Cosine from lr to 0 over `total` steps."""
+    return lr * 0.5 * (1 + math.cos(math.pi * done / total))
+
+
+def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel in [0, 1], exact (integer sums)."""
+    values = images.transpose(0, 1).flatten(1)
+    count = values.shape[1]
+    total = values.sum(dim=1, dtype=torch.int64).double()
+    squares = torch.stack([v.to(torch.int64).square().sum() for v in values]).double()
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=1.0).sqrt()
+    return (mean / 255).float().cpu(), (std / 255).float().cpu()
+
+
+def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def _point_from_json(value: dict[str, Any]) -> PointAccuracy:
+    from oat_edge.operating_point import OperatingPoint
+
+    point = OperatingPoint(value["width"], value["lambda"])
+    return PointAccuracy(point, value["standard_accuracy"], value["robust_accuracy"])

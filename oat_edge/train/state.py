@@ -1,0 +1,69 @@
+"""train_state.pt: everything that a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oat_edge.config import TrainConfig
+from oat_edge.errors import InputError
+from oat_edge.files import atomic_path
+
+TRAIN_STATE = "train_state.pt"
+FORMAT = "oat-edge/train-state/1"
+
+
+@dataclass(slots=True)
+class TrainState:
+    """A place in training: `step` optimiser steps of `epoch` are done (both from 0)."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    """Of the present epoch's steps."""
+    best_score: float | None = None
+    best_epoch: int | None = None
+    network: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """State dict of the best network so far."""
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    """One entry per finished epoch, the lines of metrics.jsonl."""
+
+
+def save_state(path: Path, state: TrainState, config: TrainConfig, data: dict[str, Any]) -> None:
+    """Write atomically; `data` is the record of the data set, checked on resume."""
+    texts = {"config": config.to_json(), "data": data, "metrics": state.metrics}
+    content = {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
+    content |= {name: json.dumps(value) for name, value in texts.items()}
+    with atomic_path(path) as temporary:
+        torch.save({"format": FORMAT, **content}, temporary)
+
+
+def load_state(path: Path) -> tuple[TrainState, TrainConfig, dict[str, Any]]:
+    """Read what `save_state` wrote, without unpickling code; damage raises `InputError`."""
+    if not path.is_file():
+        raise InputError(f"there is nothing to resume at {path}: start with `oat-edge train`")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch.load does not look at the checksums; a flipped bit must not train on.
+            if (broken := archive.testzip()) is not None:
+                raise InputError(f"{path} is damaged (checksum of {broken}): train again")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content.pop("format") != FORMAT:
+            raise InputError(f"{path} is not a training state of this version: train again")
+        config = TrainConfig.from_json(json.loads(content.pop("config")))
+        data = json.loads(content.pop("data"))
+        content["metrics"] = json.loads(content["metrics"])
+        return TrainState(**content), config, data
+    except InputError:
+        raise
+    except Exception as error:  # torch.load raises whatever the damage makes its parser hit
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} cannot be read ({reason}): train again") from None

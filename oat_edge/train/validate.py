@@ -1,0 +1,97 @@
+"""Standard and robust accuracy over the grid of widths and λ, on the validation split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oat_edge.attacks.pgd import pgd, training_step_size
+from oat_edge.nn.fold import FoldedNetwork
+from oat_edge.operating_point import OperatingPoint
+
+
+@dataclass(frozen=True, slots=True)
+class PointAccuracy:
+    """Accuracies in [0, 1] at one operating point."""
+
+    point: OperatingPoint
+    standard: float
+    robust: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "width": self.point.width,
+            "lambda": self.point.lam,
+            "standard_accuracy": self.standard,
+            "robust_accuracy": self.robust,
+        }
+
+
+def validate(
+    folded: dict[float, FoldedNetwork],
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    attack_steps: int,
+    num_attacked: int,
+    seed: int,
+    batch_size: int = 500,
+) -> list[PointAccuracy]:
+    """Accuracies at every width and knot; PGD on the first `num_attacked` images.
+
+    folded: width -> its present folded network. images: (N, C, H, W) uint8 in random order.
+    """
+    grid = []
+    x, y = images.float() / 255, labels
+    x_few, y_few = x[:num_attacked], y[:num_attacked]
+    for width, network in folded.items():
+        for lam in network.knots:
+            generator = torch.Generator().manual_seed(seed)
+            standard = robust = 0
+            for start in range(0, len(x), batch_size):
+                part = slice(start, start + batch_size)
+                logits = network.at(_full(x[part], lam))
+                with torch.no_grad():
+                    standard += _correct(logits(x[part]), y[part])
+            for start in range(0, len(x_few), batch_size):
+                part = slice(start, start + batch_size)
+                logits = network.at(_full(x_few[part], lam))
+                x_adv = pgd(
+                    logits,
+                    x_few[part],
+                    y_few[part],
+                    eps=eps,
+                    steps=attack_steps,
+                    alpha=training_step_size(eps, attack_steps),
+                    generator=generator,
+                )
+                with torch.no_grad():
+                    robust += _correct(logits(x_adv), y_few[part])
+            grid.append(
+                PointAccuracy(
+                    OperatingPoint(width, lam), standard / len(x), robust / len(x_few)
+                )
+            )
+    return grid
+
+
+def grid_score(grid: list[PointAccuracy]) -> float:
+    """The criterion that chooses the checkpoint: mean of (1-λ)·SA + λ·RA over the whole grid.
+
+    Accuracies are weighted as the training loss weighs their losses, so that no corner of the
+    grid is given up for another.
+    """
+    return sum((1 - p.point.lam) * p.standard + p.point.lam * p.robust for p in grid) / len(grid)
+
+
+def _full(x: Tensor, lam: float) -> Tensor:
+    return torch.full((len(x),), lam, device=x.device)
+
+
+def _correct(logits: Tensor, labels: Tensor) -> int:
+    return int((logits.argmax(dim=1) == labels).sum())
