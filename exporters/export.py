@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,28 +81,35 @@ def export_bundle(
     spec = checkpoint.spec
     _check_pin(config, spec.lambdas)
     with exclusive_lock(out):
+        # Files of another checkpoint are named before any work is done for nothing.
         check_same_checkpoint(out, checkpoint.sha256, replace=config.replace)
-    artifacts: list[Artifact] = []
-    for width in config.widths:
-        folded = fold(checkpoint.network, width)
-        for pinned_lambda in config.pins(spec.lambdas):
-            kind = "λ input" if pinned_lambda is None else f"pinned at λ={pinned_lambda:g}"
-            say(f"width {width:g}: {config.format}, {kind}")
-            artifacts.append(
-                _export_checked(checkpoint, config, folded, width, pinned_lambda, out, dataset)
-            )
-        if config.attack_samples:
-            assert dataset is not None
-            say(f"width {width:g}: attack pack, PGD-20 at {len(spec.lambdas)} λ")
-            artifacts.append(_export_pack(checkpoint, config, folded, width, out, dataset))
-    return add_artifacts(
-        out,
-        artifacts,
-        run=checkpoint.run,
-        checkpoint_sha256=checkpoint.sha256,
-        spec=spec,
-        replace=config.replace,
-    )
+    # Checked first, moved in together: a failure leaves the bundle as it was.
+    with TemporaryDirectory(prefix=".export-", dir=out) as folder:
+        staging = Path(folder)
+        artifacts: list[Artifact] = []
+        for width in config.widths:
+            folded = fold(checkpoint.network, width)
+            for pinned_lambda in config.pins(spec.lambdas):
+                kind = "λ input" if pinned_lambda is None else f"pinned at λ={pinned_lambda:g}"
+                say(f"width {width:g}: {config.format}, {kind}")
+                artifacts.append(
+                    _export_checked(
+                        checkpoint, config, folded, width, pinned_lambda, staging, dataset
+                    )
+                )
+            if config.attack_samples:
+                assert dataset is not None
+                say(f"width {width:g}: attack pack, PGD-20 at {len(spec.lambdas)} λ")
+                artifacts.append(_export_pack(checkpoint, config, folded, width, staging, dataset))
+        return add_artifacts(
+            out,
+            artifacts,
+            run=checkpoint.run,
+            checkpoint_sha256=checkpoint.sha256,
+            spec=spec,
+            staging=staging,
+            replace=config.replace,
+        )
 
 
 def _check_pin(config: ExportConfig, knots: tuple[float, ...]) -> None:

@@ -139,16 +139,21 @@ def add_artifacts(
     run: str,
     checkpoint_sha256: str,
     spec: NetworkSpec,
+    staging: Path | None = None,
     replace: bool = False,
 ) -> Bundle:
-    """List artifacts (already written into `path`) in its manifest, and point `latest` to it.
+    """List artifacts in the manifest of the bundle at `path`, and point `latest` to it.
 
+    staging: folder on the same disk that holds the files until now; None: they are in place.
     An entry of the same file name is replaced. A bundle holds artifacts of one checkpoint: those
     of another are an error, unless `replace` takes them out of the bundle. Commands that add to
     one bundle at once take turns.
     """
     with exclusive_lock(path):
         old = check_same_checkpoint(path, checkpoint_sha256, replace=replace)
+        if staging is not None:
+            for artifact in new:
+                (staging / artifact.file).replace(path / artifact.file)
         names = {artifact.file for artifact in new}
         kept = [artifact for artifact in old if artifact.file not in names]
         bundle = Bundle(path, run, checkpoint_sha256, spec, (*kept, *new))

@@ -72,7 +72,8 @@ class Trainer:
             self.state, saved, data = load_state(run_dir / TRAIN_STATE)
             if saved != config:
                 raise InputError(f"{run_dir} was trained with other settings: resume with its own")
-            if data != dataset.record:
+            # The images themselves; they may lie in another folder by now.
+            if data.get("splits") != dataset.record["splits"]:
                 raise InputError(f"the data of {run_dir} has changed since it was trained")
         elif (run_dir / CHECKPOINT).exists() or (run_dir / TRAIN_STATE).exists():
             raise InputError(f"{run_dir} already holds a run: pass --resume, or another --out")

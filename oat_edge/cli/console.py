@@ -1,0 +1,73 @@
+"""Where output goes: colour and live bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+PLAIN_WIDTH = 100
+
+
+def make_console(*, stderr: bool) -> Console:
+    """A console that is 100 columns wide where there is no terminal to ask."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr,
+        width=None if stream.isatty() else PLAIN_WIDTH,
+        soft_wrap=not stream.isatty(),
+        highlight=False,
+        legacy_windows=False,
+    )
+
+
+error_console = make_console(stderr=True)
+
+
+def output_console(json: str | None) -> Console:
+    """Standard output, unless `--json -` has claimed it."""
+    return make_console(stderr=json == "-")
+
+
+def plain_table(title: str | None, columns: list[str], *, left: int = 1) -> Table:
+    """A table with light rules; the first `left` columns are aligned left, figures right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index < left else "right", no_wrap=True)
+    return table
+
+
+def bar(console: Console, *columns: str, count: bool = False) -> Progress:
+    """A progress bar with time left; extra `columns` are rich templates over task fields."""
+    middle: Any = MofNCompleteColumn() if count else TaskProgressColumn()
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        middle,
+        *[TextColumn(column) for column in columns],
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+@contextmanager
+def steps(console: Console) -> Iterator[Any]:
+    """Yield `say(text)`: a spinner on a terminal, a line each elsewhere."""
+    if console.is_terminal:
+        with console.status("") as status:
+            yield lambda text: status.update(text)
+    else:
+        yield lambda text: console.print(text, markup=False)

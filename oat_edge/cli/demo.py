@@ -1,0 +1,53 @@
+"""`oat-edge demo`: the whole road on the embedded digits."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from oat_edge.cli.bench import run_bench
+from oat_edge.cli.console import make_console
+from oat_edge.cli.options import Seed
+from oat_edge.cli.train import open_trainer, run_training
+from oat_edge.require import require
+
+
+def demo(
+    epochs: Annotated[int | None, typer.Option(help="Shorter or longer training.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Train on real digits, export every width, bench here, and draw the trade-off.
+
+    Leaves a run in runs/latest and report.json and tradeoff.png in bundles/latest.
+    """
+    console = make_console(stderr=False)
+    for module in ("torch", "sklearn", "onnx", "onnxscript", "onnxruntime", "matplotlib"):
+        require(module, purpose="the demo")
+    from pathlib import Path
+
+    from oat_edge.bench.config import BenchConfig
+    from oat_edge.bench.plots import plot_tradeoff
+    from oat_edge.cli.export import run_export
+    from oat_edge.exporters.export import ExportConfig
+    from oat_edge.train.checkpoint import load_checkpoint
+
+    started = time.monotonic()
+    console.print("1/3  oat-edge train", style="bold", markup=False)
+    given = {"data": "digits", "seed": seed} | ({} if epochs is None else {"epochs": epochs})
+    trainer = open_trainer(given, out=None)
+    run_training(trainer, console)
+
+    console.print("\n2/3  oat-edge export", style="bold", markup=False)
+    checkpoint = load_checkpoint(trainer.run_dir)
+    out = Path("bundles") / checkpoint.run
+    config = ExportConfig(widths=checkpoint.spec.widths, seed=seed)
+    bundle = run_export(checkpoint, config, out, trainer.dataset, console)
+
+    console.print("\n3/3  oat-edge bench --device cpu --quick", style="bold", markup=False)
+    spec = bundle.spec
+    report = run_bench(bundle, BenchConfig.quick(seed=seed), spec.widths, spec.lambdas, console)
+    plot_tradeoff(report, out / "tradeoff.png")
+    console.print(f"plot:   {out / 'tradeoff.png'}", markup=False)
+    console.print(f"done in {time.monotonic() - started:.0f} s", markup=False)

@@ -1,0 +1,104 @@
+"""`oat-edge inspect`."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from oat_edge.bundle import MANIFEST, Bundle
+from oat_edge.cli.console import make_console, plain_table
+from oat_edge.config import NetworkSpec
+from oat_edge.errors import InputError
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def inspect(
+    path: Annotated[
+        Path, typer.Argument(help="A bundle, a run directory or a checkpoint file.")
+    ] = Path("bundles/latest"),
+) -> None:
+    """Show what a bundle or a checkpoint holds, and check every hash. Needs no torch, no ONNX."""
+    console = make_console(stderr=False)
+    if (path / MANIFEST).exists() or path == Path("bundles/latest"):
+        _show_bundle(Bundle.open(path), console)
+    else:
+        _show_checkpoint(path / CHECKPOINT if path.is_dir() else path, console)
+
+
+def _show_bundle(bundle: Bundle, console: Console) -> None:
+    console.print(f"bundle {bundle.path.name} of run {bundle.run}", markup=False)
+    console.print(f"checkpoint sha256 {bundle.checkpoint_sha256}", markup=False)
+    _show_spec(bundle.spec, console)
+    table = plain_table(None, ["file", "format", "width", "λ", "precision", "sha256"], left=2)
+    damaged: list[InputError] = []
+    for artifact in bundle.artifacts:
+        try:
+            bundle.checked_path(artifact)
+            state = f"{artifact.sha256[:12]} ok"
+        except InputError as error:
+            damaged.append(error)
+            state = "DAMAGED"
+        lam = "input" if artifact.pinned_lambda is None else f"{artifact.pinned_lambda:g}"
+        lam = "knots" if artifact.format == "attacks" else lam
+        table.add_row(
+            artifact.file,
+            artifact.format,
+            f"{artifact.width:g}",
+            lam,
+            artifact.precision_observed,
+            state,
+        )
+    console.print(table)
+    if damaged:
+        raise damaged[0]
+
+
+def _show_checkpoint(file: Path, console: Console) -> None:
+    header = read_header(file)
+    console.print(f"checkpoint {file}", markup=False)
+    _show_spec(NetworkSpec.from_json(header["spec"]), console)
+    info = header["info"]
+    console.print(
+        f"trained on {info['data']['name']}, epoch {info['epoch'] + 1} of "
+        f"{info['train']['epochs']} chosen with score {info['score']:.4f}",
+        markup=False,
+    )
+
+
+def _show_spec(spec: NetworkSpec, console: Console) -> None:
+    shape = "x".join(map(str, spec.image_shape))
+    console.print(
+        f"{spec.arch}, image {shape}, {spec.num_classes} classes, ε {spec.eps * 255:g}/255",
+        markup=False,
+    )
+    console.print(
+        f"widths {', '.join(f'{w:g}' for w in spec.widths)}; "
+        f"λ knots {', '.join(f'{lam:g}' for lam in spec.lambdas)}",
+        markup=False,
+    )
+
+
+def read_header(file: Path) -> dict[str, Any]:
+    """Spec and training facts of a checkpoint, from its header alone (the safetensors format:
+    eight bytes of length, then JSON)."""
+    try:
+        with file.open("rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            if length > file.stat().st_size:
+                raise ValueError("header longer than the file")
+            metadata = json.loads(opened.read(length))["__metadata__"]
+        header: dict[str, Any] = json.loads(metadata["header"])
+        return header
+    except FileNotFoundError:
+        raise InputError(
+            f"there is no bundle and no checkpoint at {file.parent if file.name == CHECKPOINT else file}:"
+            " make one with `oat-edge train` and `oat-edge export`"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise InputError(f"{file} is not a whole oat-edge checkpoint ({error}): train again") from None
