@@ -1,0 +1,1 @@
+"""Choosing and tuning: operating points, later quantisation and batch-norm statistics."""

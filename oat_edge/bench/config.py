@@ -1,0 +1,91 @@
+"""What a bench measures and for how long. Validation only."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from oat_edge.config import check_range
+from oat_edge.errors import InputError
+
+DeviceName = Literal["cpu", "cuda", "jetson"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchConfig:
+    """One bench (DESIGN, section 7). The limits of a measurement are minimums and all hold."""
+
+    device: DeviceName = "cpu"
+    """What to measure on."""
+    batches: tuple[int, ...] = (1, 16)
+    """Images per request, growing; 1 is what a camera needs, 16 shows what batching gains."""
+    min_seconds: float = 10.0
+    """Measured time per (artifact, batch) in latency mode."""
+    min_iterations: int = 1000
+    """Requests per (artifact, batch) in latency mode; p99 needs 662 of them."""
+    rounds: int = 10
+    """Parts that a measurement is cut into, so that configurations take turns."""
+    warmup_min_s: float = 0.5
+    """Shortest warm-up; `windows` windows share it."""
+    warmup_cap_s: float = 10.0
+    """Longest warm-up; a row that reaches it carries a warning."""
+    windows: int = 3
+    """Consecutive windows whose medians must agree for the warm-up to end."""
+    agree: float = 0.02
+    """Largest relative difference between those medians."""
+    rewarm_s: float = 0.1
+    """Unrecorded time after each switch between configurations."""
+    threads: int | None = None
+    """CPU threads of one request in latency mode; None lets the back end choose."""
+    throughput_seconds: float = 3.0
+    """Measured time per (artifact, batch) in throughput mode."""
+    throughput_workers: int | None = None
+    """Requests in flight in throughput mode, on one thread each; None is one per core."""
+    accuracy_batch: int = 64
+    """Images per request when accuracy is measured; no effect on any time."""
+    seed: int = 0
+    """Seeds made-up images and permutation tests."""
+
+    def __post_init__(self) -> None:
+        if self.device not in get_args(DeviceName):
+            choices = ", ".join(get_args(DeviceName))
+            raise InputError(f"device is '{self.device}': expected one of {choices}")
+        if not self.batches or min(self.batches) < 1 or self.batches != _growing(self.batches):
+            raise InputError(f"batches are {self.batches}: expected growing numbers of 1 or more")
+        for name in ("min_seconds", "warmup_min_s", "rewarm_s", "throughput_seconds"):
+            check_range(name, getattr(self, name), 0.0, 86400.0)
+        for name, low in (("min_iterations", 1), ("rounds", 3), ("windows", 2)):
+            _at_least(name, getattr(self, name), low)
+        for name in ("threads", "throughput_workers"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        _at_least("accuracy_batch", self.accuracy_batch, 1)
+        _at_least("seed", self.seed, 0)
+        check_range("warmup_cap_s", self.warmup_cap_s, self.warmup_min_s, 86400.0)
+        check_range("agree", self.agree, 0.0, 1.0)
+
+    @classmethod
+    def quick(cls, **changes: Any) -> BenchConfig:
+        """A look rather than a result: 1 s and 100 requests, for which p95 and p99 are null."""
+        short: dict[str, Any] = {
+            "min_seconds": 1.0,
+            "min_iterations": 100,
+            "rounds": 4,
+            "warmup_cap_s": 3.0,
+            "throughput_seconds": 1.0,
+        }
+        return cls(**{**short, **changes})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+def _growing(values: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(set(values)))
+
+
+def _at_least(name: str, value: int, low: int) -> None:
+    if not value >= low:
+        raise InputError(f"{name} is {value}: expected {low} or more")

@@ -1,0 +1,88 @@
+"""What a bench measures with: the files, attack packs and images; all checked before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from oat_edge.bench.environment import board_name, nvidia_driver
+from oat_edge.bundle import Artifact, Bundle
+from oat_edge.errors import DependencyError, InputError
+from oat_edge.evaluation.accuracy import check_packs, to_float
+from oat_edge.evaluation.pack import AttackPack
+from oat_edge.runtime.runner import Float32
+
+
+def check_device(device: str, *, sysroot: Path = Path("/")) -> None:
+    """Raise `DependencyError`, with what was detected, for a device that cannot be measured."""
+    if device == "cpu":
+        return
+    driver = nvidia_driver(sysroot)
+    found = [f"NVIDIA driver {driver}" if driver else "no NVIDIA driver"]
+    board = board_name(sysroot)
+    found.append(f"board '{board}'" if board else "no Jetson board")
+    raise DependencyError(
+        f"device is '{device}': this version benches cpu only (detected: {', '.join(found)}); "
+        "use --device cpu"
+    )
+
+
+def check_lambdas(bundle: Bundle, lambdas: Sequence[float]) -> None:
+    """Raise `InputError` unless every λ lies in the range that the network was trained for."""
+    low, high = bundle.spec.lambdas[0], bundle.spec.lambdas[-1]
+    for lam in lambdas:
+        if not low <= lam <= high:
+            raise InputError(f"lambda is {lam:g}: bundle {bundle.run} has [{low:g}, {high:g}]")
+
+
+def onnx_artifacts(bundle: Bundle, widths: Sequence[float]) -> list[Artifact]:
+    """ONNX files of these widths, λ-input before pinned; `InputError` for a width without any."""
+    chosen = []
+    for width in widths:
+        found = [artifact for artifact in bundle.of_format("onnx") if artifact.width == width]
+        chosen += found or [bundle.select(format="onnx", width=width)]  # which says what there is
+    return chosen
+
+
+def load_packs(bundle: Bundle, width: float) -> list[AttackPack]:
+    """Attack packs of one width, hash-checked and fit for this checkpoint."""
+    packs = [
+        AttackPack.load(bundle.checked_path(artifact))
+        for artifact in bundle.of_format("attacks")
+        if artifact.width == width
+    ]
+    check_packs(packs, width=width, checkpoint_sha256=bundle.checkpoint_sha256)
+    for pack in packs:
+        if pack.images.shape[1:] != bundle.spec.image_shape:
+            raise InputError(
+                f"attack pack {pack.attack} has images {pack.images.shape[1:]}, the network "
+                f"takes {bundle.spec.image_shape}: export the attacks again"
+            )
+    return packs
+
+
+def bench_images(
+    bundle: Bundle,
+    packs: Mapping[float, Sequence[AttackPack]],
+    batches: Sequence[int],
+    *,
+    seed: int,
+) -> tuple[dict[int, Float32], str]:
+    """Images to measure time with, by batch, and where they are from.
+
+    They are the clean images of an attack pack, repeated to fill a batch, or uniform noise.
+    """
+    for of_width in packs.values():
+        for pack in of_width:
+            images = to_float(pack.images)
+            shape = images.shape[1:]
+            return (
+                {batch: np.resize(images[:batch], (batch, *shape)) for batch in batches},
+                f"clean images of attack pack {pack.attack}, width {pack.width:g}",
+            )
+    rng = np.random.default_rng(seed)
+    shape = bundle.spec.image_shape
+    uniform = {batch: rng.random((batch, *shape), dtype=np.float32) for batch in batches}
+    return uniform, f"uniform noise, seed {seed}"

@@ -1,0 +1,249 @@
+"""The trade-off plot: accuracy against robustness, and robustness against latency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oat_edge.bench.labels import Float64, place_labels
+from oat_edge.bench.report import Report, Row
+from oat_edge.calib.operating_points import pareto_front
+from oat_edge.errors import InputError
+from oat_edge.evaluation.accuracy import WORST, wilson_interval
+from oat_edge.files import atomic_path
+from oat_edge.require import require
+
+SUFFIXES = (".png", ".svg")
+# Okabe & Ito's palette: told apart by all common forms of colour vision, and in grey by marker.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+INK = "#222222"
+LABEL_PT = 6.5
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 9,
+    "axes.labelsize": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    # Text stays text: selectable and searchable. The hash salt keeps files reproducible.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "oat-edge",
+}
+
+
+def plot_tradeoff(report: Report, path: Path) -> None:
+    """Draw the report's smallest batch to a .png (300 dpi) or .svg file.
+
+    Left: standard against worst-case robust accuracy, a line per width, along λ. Right: worst-case
+    robust accuracy against median latency, with its Pareto front. Bars are 95 % Wilson intervals.
+    Files with a pinned λ are left out. Raises `InputError` for another suffix and for a report
+    without accuracies, `DependencyError` without matplotlib.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"plot {path} ends in '{path.suffix}': expected .png or .svg")
+    smallest = min((row.batch for row in report.knob_rows), default=None)
+    rows = [
+        row
+        for row in report.knob_rows
+        if row.batch == smallest and row.worst is not None and row.standard_accuracy is not None
+    ]
+    if not rows:
+        raise InputError(
+            "the report has no accuracies to plot: export attacks "
+            "(oat-edge export --attack-samples 256) and measure again"
+        )
+    matplotlib = require("matplotlib", purpose="drawing plots")
+    figures = require("matplotlib.figure", purpose="drawing plots")
+    with matplotlib.rc_context(STYLE):
+        figure = figures.Figure(figsize=(7.2, 3.5), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        by_width = {
+            width: sorted((row for row in rows if row.width == width), key=lambda row: row.lam)
+            for width in sorted({row.width for row in rows})
+        }
+        _draw_accuracy(left, by_width)
+        front = _draw_latency(right, by_width)
+        handles, names = (
+            a + b
+            for a, b in zip(
+                left.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True
+            )
+        )
+        figure.legend(handles, names, loc="outside upper center", ncols=len(names))
+        figure.supxlabel(_caption(report, rows), fontsize=7.5, color="#555555")
+        figure.draw_without_rendering()  # settles the layout, which the labels depend on
+        _label_lambdas(left, by_width, lambda row: 100 * (row.standard_accuracy or 0.0), [])
+        _label_lambdas(right, by_width, lambda row: row.latency_ms.p50, [front])
+        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=300, metadata=metadata)
+
+
+def _draw_accuracy(axes: Any, by_width: dict[float, list[Row]]) -> None:
+    for style, (width, rows) in zip(_styles(len(by_width)), by_width.items(), strict=True):
+        x, y = _percent(rows, "standard_accuracy"), _percent(rows, WORST)
+        axes.errorbar(x, y, yerr=_interval(y, rows), xerr=_interval(x, rows), **_bars(style))
+        axes.plot(x, y, label=f"width {width:g}", **style)
+    axes.xaxis.get_major_locator().set_params(nbins=6, steps=[1, 2, 5, 10])
+    axes.set(
+        title="Robustness against accuracy, along λ",
+        xlabel="Standard accuracy (%)",
+        ylabel="Worst-case robust accuracy (%)",
+    )
+
+
+def _draw_latency(axes: Any, by_width: dict[float, list[Row]]) -> Float64:
+    """Returns the drawn Pareto front, as a polyline (m, 2)."""
+    for style, rows in zip(_styles(len(by_width)), by_width.values(), strict=True):
+        p50_ms = [row.latency_ms.p50 for row in rows]
+        axes.plot(p50_ms, _percent(rows, WORST), **{**style, "linewidth": 0.6})
+    rows = [row for of_width in by_width.values() for row in of_width]
+    points = np.array([(row.latency_ms.p50, 100 * (row.worst or 0.0)) for row in rows])
+    front = np.unique(points[pareto_front(points, maximize=(False, True))], axis=0)
+    low, high = points[:, 0].min(), points[:, 0].max()
+    if high > 10 * low:
+        ticker = require("matplotlib.ticker", purpose="drawing plots")
+        axes.set_xscale("log")
+        axes.set_xlim(low / 1.4, high * 1.6)
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+    else:
+        axes.set_xlim(0, 1.15 * high)
+    # Steps: the best robust accuracy to be had within a latency.
+    x = np.append(np.repeat(front[:, 0], 2)[1:], axes.get_xlim()[1])
+    steps = np.column_stack([x, np.repeat(front[:, 1], 2)])
+    axes.plot(
+        *steps.T,
+        color=INK,
+        linewidth=0.9,
+        linestyle=(0, (4, 2)),
+        zorder=1.95,
+        label="Pareto front",
+    )
+    axes.set(
+        title="Robustness against latency",
+        xlabel=f"Median latency (ms), batch {rows[0].batch}",
+    )
+    return steps
+
+
+def _label_lambdas(
+    axes: Any,
+    by_width: dict[float, list[Row]],
+    x_of: Callable[[Row], float],
+    other_lines: Sequence[Float64],
+) -> None:
+    """Write λ beside the markers; the ends first, so that they win where space is short."""
+    # A light patch, not an outline: outlined text becomes shapes in SVG.
+    patch = {"boxstyle": "square,pad=0.06", "fc": "white", "ec": "none", "alpha": 0.75}
+    points_per_pixel = 72.0 / axes.figure.dpi
+    lines = [axes.transData.transform(line) * points_per_pixel for line in other_lines]
+    todo: list[tuple[Float64, Float64, str, str]] = []
+    for style, rows in zip(_styles(len(by_width)), by_width.values(), strict=True):
+        data = np.column_stack([[x_of(row) for row in rows], _percent(rows, WORST)])
+        display = axes.transData.transform(data) * points_per_pixel
+        lines.append(display)
+        for index, row in enumerate(rows):
+            end = index in (0, len(rows) - 1)
+            name = f"λ={row.lam:g}" if end else f"{row.lam:g}"
+            todo.append((data[index], display[index], name, style["color"]))
+    todo.sort(key=lambda item: not item[2].startswith("λ"))
+    points = np.array([place for _, place, _, _ in todo])
+    sizes = np.array([(0.56 * LABEL_PT * len(name), 0.85 * LABEL_PT) for _, _, name, _ in todo])
+    box = axes.bbox.transformed(axes.figure.dpi_scale_trans.inverted())
+    bounds = (box.x0 * 72 + 1, box.y0 * 72 + 1, box.x1 * 72 + 6, box.y1 * 72 + 2)
+    centres = place_labels(points, sizes, lines, bounds=bounds)
+    for (data_xy, place, name, colour), centre in zip(todo, centres, strict=True):
+        if centre is None:
+            continue
+        axes.annotate(
+            name,
+            data_xy,
+            xytext=(centre[0] - place[0], centre[1] - place[1]),
+            textcoords="offset points",
+            ha="center",
+            va="center_baseline",
+            fontsize=LABEL_PT,
+            color=colour,
+            bbox=patch,
+            zorder=1.9,  # over the bars, under the lines
+        )
+
+
+def _styles(num: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "markersize": 4.5,
+            "markeredgecolor": "white",
+            "markeredgewidth": 0.6,
+            "linewidth": 1.2,
+        }
+        for i in range(num)
+    ]
+
+
+def _bars(style: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "fmt": "none",
+        "ecolor": style["color"],
+        "elinewidth": 0.8,
+        "alpha": 0.22,
+        "zorder": 1.5,
+    }
+
+
+def _percent(rows: Sequence[Row], name: str) -> list[float]:
+    shares = (row.worst if name == WORST else row.standard_accuracy for row in rows)
+    return [100 * (share or 0.0) for share in shares]
+
+
+def _interval(percent: Sequence[float], rows: Sequence[Row]) -> Any:
+    """(2, n) distances in percent from each share down and up to its interval's ends."""
+    share = np.array(percent) / 100
+    n = np.array([row.num_samples or 1 for row in rows])
+    low, high = wilson_interval(share * n, n)
+    return 100 * np.maximum([share - low, high - share], 0.0)
+
+
+def _caption(report: Report, rows: Sequence[Row]) -> str:
+    """Device, threads, n, attacks and ε, in one line."""
+    device = report.environment.device
+    attacks = sorted({name for row in rows for name in row.robust_accuracy} - {WORST})
+    radii = {settings["eps"] for settings in report.settings.get("attacks", {}).values()}
+    eps = ", ".join(format_eps(value) for value in sorted(radii))
+    sizes = sorted({row.num_samples or 0 for row in rows})
+    return "   ·   ".join(
+        [
+            device.board or device.model or device.machine,
+            f"{rows[0].backend} {rows[0].precision}",
+            f"n = {'–'.join(f'{size:,}' for size in dict.fromkeys((sizes[0], sizes[-1])))}",
+            f"attack {', '.join(attacks)}" + (f", ε = {eps}" if eps else ""),
+            "bars: 95 % intervals",
+        ]
+    )
+
+
+def format_eps(eps: float) -> str:
+    """ε as a fraction of 255 where it is one: "8/255"."""
+    levels = eps * 255
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:g}"

@@ -1,0 +1,47 @@
+"""One progress bar over several stages whose lengths are only guessed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from oat_edge.bench.latency import NS, Clock, Progress
+
+
+class Stages:
+    """Turns the progress of each stage into that of the whole.
+
+    guesses_s: seconds that each coming stage may take, in order. Reported to `progress` are
+    seconds since the start, and these plus the estimate of what is left.
+    """
+
+    def __init__(
+        self,
+        progress: Progress | None,
+        guesses_s: Iterable[float],
+        *,
+        clock: Clock = time.perf_counter_ns,
+    ) -> None:
+        self._progress = progress
+        self._coming_s = list(guesses_s)
+        self._clock = clock
+        self._start_ns = clock()
+
+    def begin(self, label: str) -> Progress:
+        """Start the next stage; returns the callback that it may report to."""
+        guess_s = self._coming_s.pop(0)
+        self._report(guess_s, label)
+        return self._inner
+
+    def finish(self) -> None:
+        """Report that nothing is left."""
+        self._coming_s.clear()
+        self._report(0.0, "done")
+
+    def _inner(self, done_s: float, total_s: float, label: str) -> None:
+        self._report(total_s - done_s, label)
+
+    def _report(self, left_s: float, label: str) -> None:
+        if self._progress is not None:
+            done_s = (self._clock() - self._start_ns) / NS
+            self._progress(done_s, done_s + left_s + sum(self._coming_s), label)

@@ -1,0 +1,189 @@
+"""The bench report: schema oat-edge/bench/1 (DESIGN, section 5), and its files.
+
+A figure that could not be had is None, with a reason among the warnings of its row or report.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from oat_edge.bench import schema
+from oat_edge.bench.environment import Environment
+from oat_edge.bench.latency import LatencySamples
+from oat_edge.bench.statistics import LatencyMs
+from oat_edge.errors import InputError
+from oat_edge.evaluation.accuracy import WORST
+from oat_edge.files import atomic_path, read_json, write_json
+
+SCHEMA = "oat-edge/bench/1"
+REMEDY = "measure again with `oat-edge bench`"
+NOT_SAVED = "samples_file: the raw samples were not saved"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One (artifact, λ, batch). Rows that differ in λ only share all but their accuracy."""
+
+    artifact: str
+    sha256: str
+    format: str
+    backend: str
+    width: float
+    lam: float
+    precision: str
+    batch: int
+    latency_ms: LatencyMs
+    """Of one request, that is of `batch` images, one in flight."""
+    throughput_ips: float | None
+    """Images per second with all cores busy (throughput mode)."""
+    memory_mb: float | None
+    """Resident memory (10^6 bytes) that opening and running the artifact adds to a process."""
+    energy_mj: float | None
+    """Millijoule per request."""
+    standard_accuracy: float | None
+    robust_accuracy: dict[str, float | None]
+    """By attack, and the worst case over all of them under "worst"."""
+    num_samples: int | None
+    """Images behind the accuracies."""
+    pareto: bool | None
+    """On the front of latency, worst-case and standard accuracy among the rows of its batch."""
+    status: Literal["ok", "unstable"]
+    warnings: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        shares = {"standard_accuracy": self.standard_accuracy, **self.robust_accuracy}
+        for name, share in shares.items():
+            if share is not None and not 0.0 <= share <= 1.0:
+                raise InputError(f"{self.artifact}: {name} is {share}, expected [0, 1]: {REMEDY}")
+        if self.batch < 1 or self.latency_ms.n < 1 or WORST not in self.robust_accuracy:
+            raise InputError(f"{self.artifact}: batch, n or the worst case is missing: {REMEDY}")
+
+    @property
+    def worst(self) -> float | None:
+        """Worst-case robust accuracy."""
+        return self.robust_accuracy[WORST]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LambdaCost:
+    """What the λ input costs: latency of the λ-input file over that of a pinned one."""
+
+    width: float
+    batch: int
+    artifact: str | None
+    pinned_artifact: str | None
+    pinned_lambda: float | None
+    lambda_input_p50_ms: float | None
+    pinned_p50_ms: float | None
+    ratio: float | None
+    reason: str | None
+    """Why the ratio is None."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LambdaFlatness:
+    """Whether λ changes the latency of a λ-input file, tested on the recorded samples."""
+
+    artifact: str
+    batch: int
+    lambdas: tuple[float, ...]
+    p50_ms: tuple[float, ...] | None
+    """Median of each λ."""
+    max_relative_spread: float | None
+    p_value: float | None
+    """Chance of such a spread if λ changed nothing (permutation test within rounds of λ)."""
+    num_samples: int | None
+    reason: str | None
+    """Why the figures are None."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BundleId:
+    """Which trained network was measured."""
+
+    run: str
+    checkpoint_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """Everything one bench found."""
+
+    environment: Environment
+    settings: dict[str, Any]
+    bundle: BundleId
+    rows: tuple[Row, ...]
+    lambda_cost: tuple[LambdaCost, ...]
+    lambda_flatness: tuple[LambdaFlatness, ...]
+    samples_file: str | None
+    """Raw latency samples, beside the report."""
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values of schema oat-edge/bench/1; no NaN."""
+        value: dict[str, Any] = {"schema": SCHEMA, **schema.dump(self)}
+        return value
+
+    @classmethod
+    def from_json(cls, value: Any) -> Report:
+        """Read what `to_json` gave; anything else raises `InputError`."""
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+            got = value.get("schema") if isinstance(value, dict) else type(value).__name__
+            raise InputError(f"bench report has schema {got!r}, expected '{SCHEMA}': {REMEDY}")
+        return schema.load(cls, {k: v for k, v in value.items() if k != "schema"}, "bench report")
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read a report file; damage raises `InputError`."""
+        return cls.from_json(read_json(path, what="bench report", remedy=REMEDY))
+
+    @property
+    def knob_rows(self) -> tuple[Row, ...]:
+        """Rows of the files that take λ as an input, without the pinned ones."""
+        pinned = {cost.pinned_artifact for cost in self.lambda_cost}
+        return tuple(row for row in self.rows if row.artifact not in pinned)
+
+
+def save_report(report: Report, samples: Sequence[LatencySamples], path: Path) -> Report:
+    """Write `path` and, beside it, the raw samples as {stem}-samples.npz.
+
+    The .npz holds two arrays per measurement, "{artifact} batch {n}|latency_ns" and
+    "…|lambda_index". Returns the report as written, in which `samples_file` is set.
+    """
+    samples_path = path.with_name(f"{path.stem}-samples.npz")
+    arrays: dict[str, Any] = {}
+    for one in samples:
+        arrays[f"{one.name}|latency_ns"] = one.latency_ns
+        arrays[f"{one.name}|lambda_index"] = one.lambda_index.astype(np.int16)
+    with atomic_path(samples_path) as temporary:
+        np.savez_compressed(temporary, **arrays)
+    warnings = tuple(warning for warning in report.warnings if warning != NOT_SAVED)
+    saved = replace(report, samples_file=samples_path.name, warnings=warnings)
+    write_json(path, saved.to_json())
+    return saved
+
+
+def write_csv(report: Report, path: Path) -> None:
+    """Write the rows, one line each; nested figures become columns such as latency_ms.p50."""
+    lines = [_flat(schema.dump(row)) for row in report.rows]
+    columns = list(dict.fromkeys(column for line in lines for column in line))
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+        else:
+            flat[key] = "; ".join(value) if isinstance(value, list) else value
+    return flat

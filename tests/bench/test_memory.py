@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from oat_edge.bench.memory import measure_memory, resident_mb
+from oat_edge.bundle import Artifact, Bundle, add_artifacts
+from oat_edge.files import sha256_file
+
+WEIGHTS_MB = 64.0
+
+
+@pytest.fixture
+def heavy(bundle, tmp_path):
+    """A network whose only cost is 64 MB of weights: logits = shape of image @ W, first column."""
+    rows = round(WEIGHTS_MB * 1e6 / 4 / 16)
+    weight = np.random.default_rng(0).random((16, rows), dtype=np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["image"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "W"], ["scores"]),
+            helper.make_node("Slice", ["scores", "zero", "three", "one"], ["first"]),
+            helper.make_node("Reshape", ["lambda", "column"], ["lam"]),
+            helper.make_node("Add", ["first", "lam"], ["logits"]),
+        ],
+        "heavy",
+        [
+            helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, 4, 4]),
+            helper.make_tensor_value_info("lambda", TensorProto.FLOAT, ["N"]),
+        ],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
+        [
+            numpy_helper.from_array(weight, "W"),
+            numpy_helper.from_array(np.array([0], dtype=np.int64), "zero"),
+            numpy_helper.from_array(np.array([3], dtype=np.int64), "three"),
+            numpy_helper.from_array(np.array([1], dtype=np.int64), "one"),
+            numpy_helper.from_array(np.array([-1, 1], dtype=np.int64), "column"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, tmp_path / "heavy.onnx")
+    digest = sha256_file(tmp_path / "heavy.onnx")
+    artifact = Artifact(file="heavy.onnx", sha256=digest, format="onnx", width=1.0)
+    add_artifacts(tmp_path, [artifact], run="heavy", checkpoint_sha256="c" * 64, spec=bundle.spec)
+    return Bundle.open(tmp_path), artifact
+
+
+def test_weights_and_activations_are_found_again(heavy):
+    opened, artifact = heavy
+    cost = measure_memory(opened, artifact, batches=(1, 8), threads=1)
+    assert cost.reason is None
+    # Weights once at least; a loader may hold the file's bytes and a packed copy besides.
+    assert WEIGHTS_MB * 0.9 <= cost.added_mb[1] <= WEIGHTS_MB * 5
+    activations_mb = WEIGHTS_MB / 16 * 8  # (8, rows) float32
+    assert cost.added_mb[8] - cost.added_mb[1] >= 0.7 * activations_mb
+
+
+def test_small_networks_cost_less_than_this_process_holds(bundle):
+    artifact = bundle.select(format="onnx", width=0.5, pinned_lambda=0.3)
+    cost = measure_memory(bundle, artifact, batches=(1,), threads=1)
+    assert cost.added_mb[1] < 0.5 * resident_mb()
+
+
+def test_without_proc_it_is_none_with_a_reason(bundle, tmp_path):
+    artifact = bundle.select(format="onnx", width=1.0)
+    cost = measure_memory(bundle, artifact, batches=(1, 4), sysroot=tmp_path)
+    assert cost.added_mb == {1: None, 4: None} and "/proc" in cost.reason
+
+
+def test_a_failing_child_is_told_with_its_last_line(bundle):
+    missing = dataclasses.replace(bundle.select(format="onnx", width=1.0), file="gone.onnx")
+    cost = measure_memory(bundle, missing, batches=(1,))
+    assert cost.added_mb == {1: None} and "StopIteration" in cost.reason
+
+
+def test_resident_memory_is_read_in_kib_and_given_in_mb(tmp_path):
+    assert resident_mb(tmp_path) is None
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/status").write_text("VmPeak:\t  9 kB\nVmRSS:\t   125000 kB\n")
+    assert resident_mb(tmp_path) == 128.0

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+import struct
+import sys
+
+import pytest
+
+from oat_edge.bench.plots import format_eps, plot_tradeoff
+from oat_edge.errors import DependencyError, InputError
+
+
+def test_png_is_printable_size_at_300_dpi(benched, tmp_path):
+    path = tmp_path / "plot.png"
+    plot_tradeoff(benched.report, path)
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", data[16:24])
+    assert (width, height) == (2160, 1050)
+    assert b"pHYs" in data and struct.unpack(">I", data[data.index(b"pHYs") + 4 :][:4]) == (11811,)
+
+
+def svg_texts(path):
+    return [text.strip() for text in re.findall(r"<text[^>]*>([^<]*)</text>", path.read_text())]
+
+
+def test_svg_says_what_is_shown(benched, tmp_path):
+    path = tmp_path / "plot.svg"
+    plot_tradeoff(benched.report, path)
+    texts = svg_texts(path)
+    assert {"width 0.5", "width 1", "Pareto front", "Standard accuracy (%)"} <= set(texts)
+    (caption,) = [text for text in texts if "n = " in text]
+    assert all(part in caption for part in ("n = 12", "apgd, pgd20", "ε = 8/255"))
+    assert "λ=0" in texts and "λ=1" in texts
+    assert "0.3" not in texts  # only the pinned file has 0.3 here, and it is left out
+    assert any("batch 1" in text for text in texts)
+
+
+def test_the_same_report_gives_the_same_file(benched, tmp_path):
+    paths = [tmp_path / name for name in ("a.svg", "b.svg")]
+    for path in paths:
+        plot_tradeoff(benched.report, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def with_p50(report, p50_ms):
+    """The report with each width's latency replaced."""
+    rows = tuple(
+        dataclasses.replace(
+            row, latency_ms=dataclasses.replace(row.latency_ms, p50=p50_ms[row.width])
+        )
+        for row in report.rows
+    )
+    return dataclasses.replace(report, rows=rows)
+
+
+@pytest.mark.parametrize(("slow_ms", "log"), [(9.0, False), (11.0, True)])
+def test_latency_is_logarithmic_beyond_a_factor_of_ten(benched, tmp_path, slow_ms, log):
+    path = tmp_path / "plot.svg"
+    plot_tradeoff(with_p50(benched.report, {0.5: 1.0, 1.0: slow_ms}), path)
+    # A linear axis starts at 0 and has a tick there; a logarithmic one cannot.
+    panel = path.read_text().partition('id="axes_2"')[2]
+    ticks = re.findall(r'id="xtick_\d+".*?<text[^>]*>([^<]*)</text>', panel, re.DOTALL)
+    assert ("0" in ticks) is not log
+    assert {"1", "2", "5", "10"} <= set(ticks) or not log
+
+
+def test_one_width_and_one_lambda_is_enough(benched, tmp_path):
+    row = next(row for row in benched.report.rows if row.worst is not None)
+    plot_tradeoff(dataclasses.replace(benched.report, rows=(row,)), tmp_path / "one.png")
+    assert (tmp_path / "one.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["plot.pdf", "plot", "plot.jpeg"])
+def test_other_suffixes_are_refused(benched, tmp_path, name):
+    with pytest.raises(InputError, match=r"\.png or \.svg"):
+        plot_tradeoff(benched.report, tmp_path / name)
+
+
+def test_no_accuracy_no_plot(benched, tmp_path):
+    rows = tuple(row for row in benched.report.rows if row.worst is None)
+    with pytest.raises(InputError, match="--attack-samples"):
+        plot_tradeoff(dataclasses.replace(benched.report, rows=rows), tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_matplotlib_it_says_what_to_install(benched, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(DependencyError, match=r"oat-edge\[report\]"):
+        plot_tradeoff(benched.report, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(("eps", "text"), [(8 / 255, "8/255"), (0.3, "0.3"), (0.5, "0.5")])
+def test_format_eps(eps, text):
+    assert format_eps(eps) == text

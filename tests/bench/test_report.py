@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from oat_edge.bench.report import NOT_SAVED, SCHEMA, Report, save_report, write_csv
+from oat_edge.errors import InputError
+
+ROW_FIELDS = {
+    "artifact", "sha256", "format", "backend", "width", "lambda", "precision", "batch",
+    "latency_ms", "throughput_ips", "memory_mb", "energy_mj", "standard_accuracy",
+    "robust_accuracy", "num_samples", "pareto", "status", "warnings",
+}  # fmt: skip
+
+
+def test_schema_is_that_of_the_design(benched):
+    value = benched.report.to_json()
+    assert value["schema"] == SCHEMA == "oat-edge/bench/1"
+    assert set(value) == {
+        "schema", "environment", "settings", "rows", "bundle", "lambda_cost", "lambda_flatness",
+        "samples_file", "warnings",
+    }  # fmt: skip
+    for row in value["rows"]:
+        assert set(row) == ROW_FIELDS
+        assert set(row["latency_ms"]) == {
+            "mean", "p50", "p90", "p95", "p99", "min", "max", "cv", "n",
+        }  # fmt: skip
+        assert "worst" in row["robust_accuracy"]
+
+
+def test_json_and_back(benched):
+    text = json.dumps(benched.report.to_json(), allow_nan=False)
+    again = Report.from_json(json.loads(text))
+    assert again.rows == benched.report.rows
+    assert again.to_json() == json.loads(text)
+
+
+def test_saved_report_names_its_samples_which_are_whole(benched, tmp_path):
+    path = tmp_path / "new" / "cpu.json"
+    saved = save_report(benched.report, benched.samples, path)
+    assert Report.load(path).to_json() == saved.to_json()
+    assert saved.samples_file == "cpu-samples.npz" and NOT_SAVED not in saved.warnings
+    assert sorted(file.name for file in path.parent.iterdir()) == ["cpu-samples.npz", "cpu.json"]
+    with np.load(path.parent / saved.samples_file) as file:
+        assert len(file.files) == 2 * len(benched.samples)
+        for one in benched.samples:
+            assert np.array_equal(file[f"{one.name}|latency_ns"], one.latency_ns)
+            assert np.array_equal(file[f"{one.name}|lambda_index"], one.lambda_index)
+
+
+def test_unsaved_samples_are_null_with_a_reason(benched):
+    assert benched.report.samples_file is None and NOT_SAVED in benched.report.warnings
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_never_reaches_a_file(benched, tmp_path, bad):
+    row = dataclasses.replace(benched.report.rows[0], throughput_ips=bad)
+    report = dataclasses.replace(benched.report, rows=(row,))
+    with pytest.raises(ValueError, match="null"):
+        save_report(report, (), tmp_path / "r.json")
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_csv_has_one_flat_line_per_row(benched, tmp_path):
+    write_csv(benched.report, tmp_path / "rows.csv")
+    with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(benched.report.rows)
+    for line, row in zip(lines, benched.report.rows, strict=True):
+        flat = ROW_FIELDS - {"latency_ms", "robust_accuracy"}
+        assert flat | {"latency_ms.p50", "robust_accuracy.worst"} <= set(line)
+        assert float(line["lambda"]) == row.lam
+        assert float(line["latency_ms.p50"]) == row.latency_ms.p50
+        assert line["energy_mj"] == ""
+        pgd = row.robust_accuracy.get("pgd20")
+        assert line["robust_accuracy.pgd20"] == ("" if pgd is None else str(pgd))
+
+
+def spoil(value, path, new):
+    for key in path[:-1]:
+        value = value[key]
+    value[path[-1]] = new
+
+
+@pytest.mark.parametrize(
+    ("path", "new"),
+    [
+        (("schema",), "oat-edge/bench/2"),
+        (("rows",), {}),
+        (("rows", 0), "row"),
+        (("rows", 0, "width"), "0.5"),
+        (("rows", 0, "width"), True),
+        (("rows", 0, "batch"), 1.5),
+        (("rows", 0, "batch"), 0),
+        (("rows", 0, "status"), "fine"),
+        (("rows", 0, "latency_ms", "p50"), None),
+        (("rows", 0, "latency_ms", "p50"), math.nan),
+        (("rows", 0, "latency_ms", "extra"), 1.0),
+        (("rows", 0, "standard_accuracy"), 1.5),
+        (("rows", 0, "robust_accuracy"), {}),
+        (("rows", 0, "robust_accuracy", "worst"), -0.1),
+        (("rows", 0, "warnings"), [1]),
+        (("environment", "device"), None),
+        (("environment", "library_versions"), {"numpy": 2}),
+        (("lambda_cost", 0, "ratio"), "1.03"),
+        (("lambda_flatness", 0, "p50_ms"), [None]),
+        (("bundle", "run"), 7),
+    ],
+)
+def test_damage_is_an_input_error(benched, path, new):
+    value = json.loads(json.dumps(benched.report.to_json()))
+    spoil(value, path, new)
+    with pytest.raises(InputError):
+        Report.from_json(value)
+
+
+def keys_of(value, path=()):
+    """Every place in nested JSON, except inside the free-form settings."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield (*path, key)
+            if (*path, key) != ("settings",):
+                yield from keys_of(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from keys_of(item, (*path, index))
+
+
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_a_missing_key_is_an_input_error_or_a_shorter_free_dict(benched, data):
+    value = copy.deepcopy(benched.report.to_json())
+    path = data.draw(st.sampled_from(list(keys_of(value))))
+    parent = value
+    for key in path[:-1]:
+        parent = parent[key]
+    del parent[path[-1]]
+    free = path[-2:-1] == ("library_versions",) or (
+        path[-2:-1] == ("robust_accuracy",) and path[-1] != "worst"
+    )
+    if free:
+        Report.from_json(value)
+    else:
+        with pytest.raises(InputError):
+            Report.from_json(value)
+
+
+def test_files_that_are_no_reports(tmp_path):
+    with pytest.raises(InputError, match="oat-edge bench"):
+        Report.load(tmp_path / "none.json")
+    (tmp_path / "cut.json").write_text('{"schema": "oat-edge/b')
+    with pytest.raises(InputError, match=r"cut\.json"):
+        Report.load(tmp_path / "cut.json")
+    with pytest.raises(InputError, match="schema"):
+        Report.from_json([])

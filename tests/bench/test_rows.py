@@ -1,0 +1,130 @@
+"""Rows from made-up figures, for what a short real bench cannot be made to show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from oat_edge.bench.config import BenchConfig
+from oat_edge.bench.latency import LatencySamples
+from oat_edge.bench.memory import MemoryCost
+from oat_edge.bench.rows import Figures, make_rows
+from oat_edge.bundle import Artifact
+from oat_edge.evaluation.accuracy import Accuracy
+
+KNOTS = (0.0, 0.3, 1.0)
+CONFIG = BenchConfig(batches=(1,))
+
+
+def figures(
+    width=1.0, *, p50_ms=1.0, pinned=None, effect=0.0, agreed=True, memory=None, accuracy=None
+):
+    """A file whose requests take `p50_ms` ± 0.1 %, the last λ `effect` more."""
+    num_lambdas = 1 if pinned is not None else 3
+    lambda_index = np.arange(900) % num_lambdas
+    noise = np.random.default_rng(0).normal(1, 1e-3, 900)
+    latency_ns = p50_ms * 1e6 * noise * (1 + effect * (lambda_index == 2))
+    name = f"w{width:g}" + (f"-lam{pinned:g}" if pinned is not None else "")
+    return Figures(
+        artifact=Artifact(
+            file=name, sha256="a" * 64, format="onnx", width=width, pinned_lambda=pinned
+        ),
+        backend="onnxruntime-cpu",
+        precision="fp32",
+        samples={
+            1: LatencySamples(
+                name=name,
+                latency_ns=latency_ns.astype(np.int64),
+                lambda_index=lambda_index,
+                warmup_s=0.5,
+                warmup_agreed=agreed,
+            )
+        },
+        throughput_ips={1: 1000 / p50_ms},
+        memory=memory or MemoryCost(added_mb={1: 50.0}),
+        accuracy={
+            lam: Accuracy(
+                standard_accuracy=sa, robust_accuracy={"pgd20": ra, "worst": ra}, num_samples=100
+            )
+            for lam, (sa, ra) in (accuracy or {}).items()
+        },
+        pack_lambdas=tuple(accuracy or ()),
+    )
+
+
+def test_lambda_that_costs_time_is_told_on_every_row_of_the_file():
+    rows, (flat,), _ = make_rows([figures(effect=0.04)], KNOTS, KNOTS, CONFIG)
+    assert len(rows) == 3
+    assert all(any("λ changes the latency by 4" in w for w in row.warnings) for row in rows)
+    assert flat.max_relative_spread == pytest.approx(0.04, abs=0.002) and flat.p_value < 0.01
+    steady, _, _ = make_rows([figures()], KNOTS, KNOTS, CONFIG)
+    assert not any("λ changes" in w for row in steady for w in row.warnings)
+
+
+def test_steady_rows_are_ok_and_scattered_ones_unstable():
+    (ok, *_), _, _ = make_rows([figures()], KNOTS, KNOTS, CONFIG)
+    (unstable, *_), _, _ = make_rows([figures(effect=0.2)], KNOTS, KNOTS, CONFIG)
+    assert (ok.status, unstable.status) == ("ok", "unstable")
+    assert any("CV" in warning for warning in unstable.warnings)
+
+
+def test_a_capped_warm_up_is_told():
+    (row, *_), _, _ = make_rows([figures(agreed=False)], KNOTS, KNOTS, CONFIG)
+    assert any("did not agree within 2% in 10 s" in warning for warning in row.warnings)
+
+
+def test_unknown_memory_is_null_with_the_reason():
+    memory = MemoryCost(added_mb={1: None}, reason="no /proc here")
+    (row, *_), _, _ = make_rows([figures(memory=memory)], KNOTS, KNOTS, CONFIG)
+    assert row.memory_mb is None and "memory_mb: no /proc here" in row.warnings
+
+
+def test_flatness_names_the_knots_even_if_other_lambdas_get_the_rows():
+    rows, (flat,), _ = make_rows([figures()], (0.25,), KNOTS, CONFIG)
+    assert [row.lam for row in rows] == [0.25] and flat.lambdas == KNOTS
+
+
+def test_front_is_taken_among_rows_that_keep_the_knob():
+    """A pinned file is faster and as good, but takes nothing off the front."""
+    narrow = figures(0.5, p50_ms=1.0, accuracy={0.0: (0.9, 0.1), 0.3: (0.8, 0.4), 1.0: (0.7, 0.3)})
+    wide = figures(1.0, p50_ms=2.0, accuracy={0.0: (0.9, 0.1), 0.3: (0.8, 0.5)})
+    pinned = figures(0.5, p50_ms=0.9, pinned=0.3, accuracy={0.3: (0.8, 0.4)})
+    rows, _, _ = make_rows([narrow, pinned, wide], KNOTS, KNOTS, CONFIG)
+    front = {(row.artifact, row.lam): row.pareto for row in rows}
+    assert front == {
+        ("w0.5", 0.0): True,
+        ("w0.5", 0.3): True,
+        ("w0.5", 1.0): False,  # λ = 0.3 is better in both accuracies
+        ("w0.5-lam0.3", 0.3): True,
+        ("w1", 0.0): False,  # as good as the narrow one, but slower
+        ("w1", 0.3): True,
+        ("w1", 1.0): None,  # no accuracy
+    }
+
+
+def test_cost_of_lambda_is_the_ratio_of_medians_for_every_pinned_file():
+    knob, a, b = figures(p50_ms=1.05), figures(pinned=0.3), figures(pinned=1.0, p50_ms=1.05)
+    _, _, costs = make_rows([knob, a, b], KNOTS, KNOTS, CONFIG)
+    ratios = {cost.pinned_lambda: cost.ratio for cost in costs}
+    assert ratios == {0.3: pytest.approx(1.05, abs=0.01), 1.0: pytest.approx(1.0, abs=0.01)}
+    assert all(cost.reason is None for cost in costs)
+
+
+def test_a_pinned_file_alone_has_no_ratio_but_a_remedy():
+    _, flat, (cost,) = make_rows([figures(pinned=0.3)], KNOTS, KNOTS, CONFIG)
+    assert flat == () and cost.ratio is None and cost.artifact is None
+    assert cost.pinned_p50_ms is not None and "oat-edge export --width 1" in cost.reason
+
+
+def test_a_single_knot_has_no_flatness_but_a_reason():
+    dedicated = figures(pinned=None)
+    one = LatencySamples(
+        name="w1",
+        latency_ns=dedicated.samples[1].latency_ns,
+        lambda_index=np.zeros(900, dtype=np.int64),
+        warmup_s=0.5,
+        warmup_agreed=True,
+    )
+    dedicated.samples[1] = one
+    _, (flat,), _ = make_rows([dedicated], (1.0,), (1.0,), CONFIG)
+    assert flat.p_value is flat.max_relative_spread is None and "two values" in flat.reason

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oat_edge.bench.latency import NS
+from oat_edge.bench.throughput import WARMUP_REQUESTS, measure_throughput
+
+
+@given(cost_ms=st.integers(1, 400), batch=st.integers(1, 64), seconds=st.floats(0.0, 2.0))
+def test_one_worker_completes_batches_until_the_time_is_over(cost_ms, batch, seconds):
+    now_ns = 0
+
+    def call(_):
+        nonlocal now_ns
+        now_ns += cost_ms * 1_000_000
+
+    found = measure_throughput(
+        call, num_lambdas=1, batch=batch, workers=1, min_seconds=seconds, clock=lambda: now_ns
+    )
+    requests = max(1, -(-round(seconds * NS) // (cost_ms * 1_000_000)))
+    assert found.images == requests * batch
+    assert found.wall_s == pytest.approx(requests * cost_ms / 1e3)
+    assert found.images_per_s == pytest.approx(1000 * batch / cost_ms)
+
+
+def test_warm_up_is_not_counted():
+    num_calls = 0
+
+    def call(_):
+        nonlocal num_calls
+        num_calls += 1
+
+    found = measure_throughput(
+        call, num_lambdas=1, batch=1, workers=1, min_seconds=0.0, clock=lambda: num_calls * NS
+    )
+    assert (found.images, num_calls) == (1, WARMUP_REQUESTS + 1)
+
+
+def test_workers_have_one_request_each_in_flight_at_once():
+    """A barrier of 3: it lets requests through only if three of them run at the same time."""
+    workers, meet = 3, threading.Barrier(3, timeout=10)
+    lock, in_flight, most = threading.Lock(), 0, 0
+
+    def call(_):
+        nonlocal in_flight, most
+        with lock:
+            in_flight += 1
+            most = max(most, in_flight)
+        meet.wait()
+        with lock:
+            in_flight -= 1
+
+    # Each look at the clock is a nanosecond later: the time is over at once for every worker.
+    ticks = iter(range(10**6))
+    found = measure_throughput(
+        call, num_lambdas=1, batch=2, workers=workers, min_seconds=0.0, clock=lambda: next(ticks)
+    )
+    assert most == workers
+    assert (found.images, found.workers, found.batch) == (workers * 2, workers, 2)
+    # One look for the start, then one at the end of each request: the last one counts.
+    assert found.wall_s == pytest.approx(workers / NS)
+
+
+def test_all_completed_images_count_in_real_time():
+    lock, num_calls, warm = threading.Lock(), 0, 0
+
+    def call(_):
+        nonlocal num_calls
+        with lock:
+            num_calls += 1
+        time.sleep(0.001)
+
+    found = measure_throughput(call, num_lambdas=1, batch=4, workers=2, min_seconds=0.02)
+    warm = 2 * WARMUP_REQUESTS
+    assert found.images == 4 * (num_calls - warm)
+    assert found.wall_s >= 0.02
+
+
+def test_lambda_goes_round():
+    seen = []
+    measure_throughput(
+        seen.append, num_lambdas=3, batch=1, workers=1, min_seconds=6.0,
+        clock=lambda: len(seen) * NS,
+    )  # fmt: skip
+    assert seen[WARMUP_REQUESTS:] == [0, 1, 2, 0, 1, 2]
+
+
+def test_an_error_in_a_worker_is_raised():
+    def call(_):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        measure_throughput(call, num_lambdas=1, batch=1, workers=2, min_seconds=0.0)
