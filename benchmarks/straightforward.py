@@ -112,9 +112,7 @@ def straightforward_step(
             x_adv = torch.minimum(torch.maximum(x_adv, x - eps), x + eps).clamp(0, 1)
         net.requires_grad_(True)
         net.train()
-        loss = F.cross_entropy(
-            net.run(x0, lam[clean], branches=(True, False)), y0, reduction="sum"
-        )
+        loss = F.cross_entropy(net.run(x0, lam[clean], branches=(True, False)), y0, reduction="sum")
         logits = net.run(x, lam1, branches=(False, True))
         loss = loss + ((1 - lam1) * F.cross_entropy(logits, y, reduction="none")).sum()
         logits = net.run(x_adv, lam1, branches=(False, True))

@@ -36,13 +36,12 @@ def fold_affine_into_conv(model: Any) -> int:
         weight = constants.get(conv.input[1])
         if weight is None:
             continue
-        scale = shift = None
-        multiply = only_reader(conv.output[0], "Mul")
-        if multiply is not None:
-            scale = _per_channel(multiply, constants, len(weight))
-        add = only_reader(multiply.output[0], "Add") if scale is not None else None
-        if add is not None:
-            shift = _per_channel(add, constants, len(weight))
+        if (multiply := only_reader(conv.output[0], "Mul")) is None:
+            continue
+        if (add := only_reader(multiply.output[0], "Add")) is None:
+            continue
+        scale = _per_channel(multiply, constants, len(weight))
+        shift = _per_channel(add, constants, len(weight))
         if scale is None or shift is None:
             continue
         bias = constants[conv.input[2]] if len(conv.input) > 2 else np.zeros(len(weight))

@@ -90,4 +90,4 @@ def _batches(images: Any, lambdas: Any) -> Any:
         yield images[i % len(images)][None], lam[None]
         yield np.roll(images, -i, axis=0)[:5], np.full(5, lam, dtype=np.float32)
     for start in range(0, len(lambdas), 5):
-        yield np.roll(images, -start, axis=0)[:5], np.roll(np.resize(lambdas, 5 + len(lambdas)), -start)[:5]
+        yield np.roll(images, -start, axis=0)[:5], np.resize(np.roll(lambdas, -start), 5)

@@ -31,7 +31,7 @@ def check_knots(lambdas: tuple[float, ...]) -> tuple[float, ...]:
     knots = tuple(float(lam) for lam in lambdas)
     if not knots or not all(0.0 <= lam <= 1.0 for lam in knots):
         raise InputError(f"lambdas are {knots}: expected at least one value, all in [0, 1]")
-    if any(b <= a for a, b in zip(np.float32(knots), np.float32(knots[1:]), strict=False)):
+    if (np.diff(np.asarray(knots, dtype=np.float32)) <= 0).any():
         raise InputError(f"lambdas are {knots}: expected strictly growing values")
     if len(knots) > 1 and (knots[0] != 0.0 or knots[-1] != 1.0):
         raise InputError(

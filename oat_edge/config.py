@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from itertools import pairwise
+from typing import Any, Literal, TypeVar, get_args
 
 from oat_edge.conditioning import PAPER_KNOTS, check_knots
 from oat_edge.errors import InputError
+
+T = TypeVar("T")
 
 Encoding = Literal["random", "dct", "onehot", "none"]
 
@@ -139,7 +142,7 @@ def check_widths(widths: tuple[float, ...]) -> None:
     """Raise `InputError` unless `widths` grow inside (0, 1] and end at 1."""
     if not widths or widths[-1] != 1.0 or not all(0.0 < width <= 1.0 for width in widths):
         raise InputError(f"widths are {widths}: expected values in (0, 1], the largest being 1")
-    if any(b <= a for a, b in zip(widths, widths[1:], strict=False)):
+    if any(b <= a for a, b in pairwise(widths)):
         raise InputError(f"widths are {widths}: expected strictly growing values")
 
 
@@ -149,9 +152,9 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
         raise InputError(f"{name} is {value}: expected a number in [{low:g}, {high:g}]")
 
 
-def from_json(cls: type[Any], value: Any, what: str) -> Any:
+def from_json(cls: type[T], value: Any, what: str) -> T:
     """Build dataclass `cls` from a JSON object: lists become tuples, names must match exactly."""
-    fields = {field.name for field in dataclasses.fields(cls)}
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if not isinstance(value, dict) or not fields.issuperset(value):
         raise InputError(f"{what} is {value!r:.80}: expected an object with keys {sorted(fields)}")
     arguments = {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}

@@ -34,9 +34,7 @@ def bench(
     lam: Annotated[
         str, typer.Option("--lambda", metavar="LIST", help="λ to report: 0,0.3,1 | knots.")
     ] = "knots",
-    batch: Annotated[
-        str, typer.Option(metavar="LIST", help="Batch sizes, e.g. 1,16.")
-    ] = "1,16",
+    batch: Annotated[str, typer.Option(metavar="LIST", help="Batch sizes, e.g. 1,16.")] = "1,16",
     quick: Annotated[
         bool, typer.Option("--quick", help="1 s and 100 requests each: a look, not a result.")
     ] = False,

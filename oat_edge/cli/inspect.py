@@ -96,9 +96,12 @@ def read_header(file: Path) -> dict[str, Any]:
         header: dict[str, Any] = json.loads(metadata["header"])
         return header
     except FileNotFoundError:
+        place = file.parent if file.name == CHECKPOINT else file
         raise InputError(
-            f"there is no bundle and no checkpoint at {file.parent if file.name == CHECKPOINT else file}:"
-            " make one with `oat-edge train` and `oat-edge export`"
+            f"there is no bundle and no checkpoint at {place}: make one with `oat-edge train` "
+            "and `oat-edge export`"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise InputError(f"{file} is not a whole oat-edge checkpoint ({error}): train again") from None
+        raise InputError(
+            f"{file} is not a whole oat-edge checkpoint ({error}): train again"
+        ) from None

@@ -17,9 +17,7 @@ Download = Annotated[
     bool, typer.Option("--download", help="Fetch the data set's files if they are not found.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
-Width = Annotated[
-    str, typer.Option("--width", help="Widths: 0.5 | 0.5,1.0 | all.", metavar="LIST")
-]
+Width = Annotated[str, typer.Option("--width", help="Widths: 0.5 | 0.5,1.0 | all.", metavar="LIST")]
 JsonFile = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Also write JSON here; - is standard output."),

@@ -78,9 +78,7 @@ class ConditionalBatchNorm2d(nn.Module):
             return torch.addcmul(
                 _per_channel(condition.hat @ shift), x, _per_channel(condition.hat @ scale)
             )
-        norm = self.branch(
-            adversarial=condition.adversarial, width_index=condition.width_index
-        )
+        norm = self.branch(adversarial=condition.adversarial, width_index=condition.width_index)
         y: Tensor = norm(x)
         if self.film is None:
             return y

@@ -48,7 +48,7 @@ def convert(
     generator = generator or torch.Generator().manual_seed(0)
     backbone = copy.deepcopy(net)
     _refuse_unknown(backbone)
-    head = _find_head(backbone, image_shape)
+    head, num_classes = _find_head(backbone, image_shape)
     condition = Condition()
     encodings = encode_knots(encoding, knots, encoding_dim, generator)
     # A dedicated network has one λ: there is nothing for FiLM to tell apart.
@@ -74,7 +74,7 @@ def convert(
     network = OATSNetwork(backbone, condition, widths=widths, knots=knots, encodings=encodings)
     if not network.norms():
         raise InputError("the network has no BatchNorm2d: λ could not reach it")
-    _check_every_width(network, image_shape)
+    _check_every_width(network, image_shape, num_classes)
     return network
 
 
@@ -107,8 +107,8 @@ def _refuse_unknown(net: nn.Module) -> None:
             )
 
 
-def _find_head(net: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
-    """The layer that makes the logits: the last Conv2d or Linear that a forward pass calls."""
+def _find_head(net: nn.Module, image_shape: tuple[int, int, int]) -> tuple[nn.Module, int]:
+    """The layer that makes the logits, the last Conv2d or Linear called, and their number."""
     called: list[nn.Module] = []
 
     def note(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -126,10 +126,12 @@ def _find_head(net: nn.Module, image_shape: tuple[int, int, int]) -> nn.Module:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not called:
         shape = getattr(logits, "shape", type(logits).__name__)
         raise InputError(f"the network returns {shape}: expected logits of shape (N, classes)")
-    return called[-1]
+    return called[-1], logits.shape[1]
 
 
-def _check_every_width(network: OATSNetwork, image_shape: tuple[int, int, int]) -> None:
+def _check_every_width(
+    network: OATSNetwork, image_shape: tuple[int, int, int], num_classes: int
+) -> None:
     def check(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(module, ConditionalBatchNorm2d)
         index = network.condition.width_index
@@ -158,7 +160,10 @@ def _check_every_width(network: OATSNetwork, image_shape: tuple[int, int, int]) 
         for width in network.widths:
             lam = torch.full((2,), network.knots[-1])
             try:
-                _dry_run(network, image_shape, lam, width)
+                shape = _dry_run(network, image_shape, lam, width).shape
+                # A view with a fixed size may run and merge images without an error.
+                if tuple(shape) != (2, num_classes):
+                    raise RuntimeError(f"2 images gave logits of shape {tuple(shape)}")
             except InputError:
                 raise
             except (RuntimeError, ValueError) as error:

@@ -1,6 +1,6 @@
 """FiLM (Perez et al. 2018) as OAT conditions on λ: encodings of the knots and the layer's MLP.
 
-    K knots, D encoding length, C channels
+K knots, D encoding length, C channels
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def encode_knots(
         matrix[0] /= math.sqrt(2)
         return matrix.float()
     gaussian = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(gaussian).Q[: len(knots)].float()
+    orthogonal: Tensor = torch.linalg.qr(gaussian).Q
+    return orthogonal[: len(knots)].float()
 
 
 class FiLM(nn.Module):

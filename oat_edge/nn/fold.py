@@ -91,11 +91,13 @@ class FoldedNetwork(nn.Module):
         return logits
 
     def _split(self, table_ns: Tensor) -> tuple[Tensor, ...]:
-        return table_ns[:, :, None, None].split(self.channels, dim=1)
+        return torch.split(table_ns[:, :, None, None], self.channels, dim=1)
 
 
 class PinnedNetwork(nn.Module):
     """A folded network at one λ: the affines are constants, ready to fold into convolutions."""
+
+    affines: Affines
 
     def __init__(self, folded: FoldedNetwork, lam: float) -> None:
         super().__init__()
@@ -146,7 +148,7 @@ def fold(network: OATSNetwork, width: float) -> FoldedNetwork:
     # Same device and memory layout as the network it comes from.
     folded.to(device=network.encodings.device)
     if _is_channels_last(network):
-        folded.to(memory_format=torch.channels_last)
+        folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     refold(folded, network, width)
     return folded
 
@@ -214,8 +216,6 @@ def _input_channels(network: OATSNetwork, width_index: int) -> dict[str, int]:
 
 def _is_channels_last(network: OATSNetwork) -> bool:
     return any(
-        p.ndim == 4
-        and p.is_contiguous(memory_format=torch.channels_last)
-        and not p.is_contiguous()
+        p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
         for p in network.parameters()
     )

@@ -26,7 +26,9 @@ class InvertedResidual(nn.Module):
         self.expand: nn.Module = nn.Sequential()
         if expansion != 1:
             self.expand = nn.Sequential(
-                nn.Conv2d(in_channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU6(inplace=True)
+                nn.Conv2d(in_channels, hidden, 1, bias=False),
+                nn.BatchNorm2d(hidden),
+                nn.ReLU6(inplace=True),
             )
         self.depthwise = nn.Sequential(
             nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden, bias=False),
@@ -55,9 +57,7 @@ class MobileNetV2(nn.Module):
         previous = 32
         for expansion, channels, count, stride in STAGES:
             for i in range(count):
-                blocks.append(
-                    InvertedResidual(previous, channels, expansion, 1 if i else stride)
-                )
+                blocks.append(InvertedResidual(previous, channels, expansion, 1 if i else stride))
                 previous = channels
         self.blocks = nn.Sequential(*blocks)
         self.conv2 = nn.Conv2d(previous, 1280, 1, bias=False)

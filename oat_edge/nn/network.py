@@ -1,13 +1,12 @@
 """The network with both knobs: a converted backbone and the condition its layers read.
 
-    N batch, K knots, C channels
+N batch, K knots, C channels
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from oat_edge.errors import InputError

@@ -26,8 +26,8 @@ class PreActBlock(nn.Module):
         out = F.relu(self.bn1(x), inplace=True)
         # A projection starts from the activated input, an identity from the input itself.
         shortcut = x if self.shortcut is None else self.shortcut(out)
-        out = self.conv2(F.relu(self.bn2(self.conv1(out)), inplace=True))
-        return shortcut + out
+        residual: Tensor = self.conv2(F.relu(self.bn2(self.conv1(out)), inplace=True))
+        return shortcut + residual
 
 
 class WideResNet(nn.Module):

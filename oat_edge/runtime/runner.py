@@ -1,6 +1,6 @@
 """Runner: one exported network, open and ready. numpy in, numpy out; torch is not needed.
 
-    N batch, C channels, H/W pixels, K classes
+N batch, C channels, H/W pixels, K classes
 """
 
 from __future__ import annotations

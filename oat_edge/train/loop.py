@@ -139,7 +139,8 @@ class Trainer:
 
     def _train_epoch(self, progress: Progress | None, should_stop: Callable[[], bool]) -> None:
         state, epoch = self.state, self.state.epoch
-        order = torch.randperm(len(self.images), generator=generator_for(self.config.seed, epoch, 0))
+        generator = generator_for(self.config.seed, epoch, 0)
+        order = torch.randperm(len(self.images), generator=generator)
         started, first_step, last_save = time.perf_counter(), state.step, time.monotonic()
         while state.step < self.steps_per_epoch:
             loss = self._train_step(epoch, state.step, order)

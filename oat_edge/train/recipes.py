@@ -36,9 +36,7 @@ def fashion_mnist() -> TrainConfig:
 
 def cifar10() -> TrainConfig:
     """The paper's setting for CIFAR-10."""
-    return TrainConfig(
-        data="cifar10", arch="resnet34", epochs=200, crop=4, flip=True, val_every=10
-    )
+    return TrainConfig(data="cifar10", arch="resnet34", epochs=200, crop=4, flip=True, val_every=10)
 
 
 def svhn() -> TrainConfig:

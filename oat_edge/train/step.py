@@ -1,6 +1,6 @@
 """One optimiser step of OATS.
 
-    N batch, K knots, n clean samples (λ = 0), m adversarial ones (λ > 0)
+N batch, K knots, n clean samples (λ = 0), m adversarial ones (λ > 0)
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class OATSStep:
         total = torch.zeros((), device=images.device)
         for width in self.network.widths:
             loss = self._loss(images, labels, knot_index, width, leaves, generator)
-            loss.backward()
+            torch.autograd.backward(loss)
             total += loss.detach()
         pairs = [
             (table, leaf.grad)
@@ -137,4 +137,4 @@ def _chunks(folded: FoldedNetwork, *tensors: Tensor) -> Iterator[tuple[Tensor, .
         num_parameters = sum(parameter.numel() for parameter in folded.parameters())
         if num_parameters <= CPU_CHUNK_MAX_PARAMETERS:
             size = CPU_CHUNK
-    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
+    return zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)

@@ -73,9 +73,7 @@ def validate(
                 with torch.no_grad():
                     robust += _correct(logits(x_adv), y_few[part])
             grid.append(
-                PointAccuracy(
-                    OperatingPoint(width, lam), standard / len(x), robust / len(x_few)
-                )
+                PointAccuracy(OperatingPoint(width, lam), standard / len(x), robust / len(x_few))
             )
     return grid
 

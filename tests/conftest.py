@@ -1,0 +1,88 @@
+"""What several folders need: a small trained run and its bundle, made once."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from oat_edge.bundle import Bundle
+from oat_edge.config import NetworkSpec, TrainConfig
+from oat_edge.data import Dataset, load
+from oat_edge.nn.network import OATSNetwork
+from oat_edge.nn.zoo import build_network
+from oat_edge.train.recipes import recipe
+
+
+def tiny_config(**changes: object) -> TrainConfig:
+    """Training on digits that takes about two seconds."""
+    small = dataclasses.replace(
+        recipe("digits"),
+        epochs=2,
+        train_samples=120,
+        batch_size=60,
+        attack_steps=2,
+        widths=(0.5, 1.0),
+        val_every=1,
+        val_attack_samples=32,
+    )
+    return dataclasses.replace(small, **changes)  # type: ignore[arg-type]
+
+
+def make_network(
+    arch: str = "resnet8",
+    image_shape: tuple[int, int, int] = (1, 8, 8),
+    *,
+    seed: int = 0,
+    **changes: object,
+) -> OATSNetwork:
+    """A network in eval mode whose every weight and statistic differs from its first value."""
+    spec = NetworkSpec(
+        arch=arch,
+        class_names=tuple("0123456789"),
+        image_shape=image_shape,
+        eps=8 / 255,
+        **changes,  # type: ignore[arg-type]
+    )
+    network = build_network(spec)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.1 * parameter.abs().mean().clamp(min=0.1) * noise)
+        for name, buffer in network.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(0, 0.3, generator=generator)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 2.0, generator=generator)
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load("digits", train_samples=120)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
+    """A run directory: resnet8 on 120 digits, two widths, two epochs. Do not change it."""
+    from oat_edge.train.loop import Trainer
+
+    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    Trainer(tiny_config(), digits, run_dir).train()
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tmp_path_factory: pytest.TempPathFactory, tiny_run: Path, digits: Dataset
+) -> Bundle:
+    """The run exported: both widths, λ-input and pinned, packs of 24 images. Do not change it."""
+    from oat_edge.exporters.export import ExportConfig, export_bundle
+    from oat_edge.train.checkpoint import load_checkpoint
+
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    config = ExportConfig(widths=(0.5, 1.0), attack_samples=24)
+    return export_bundle(load_checkpoint(tiny_run), config, out, dataset=digits)
