@@ -20,21 +20,31 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success flush it to disk and rename it to `path`.
 
     A reader sees the old file or the new one, never a part. On an exception nothing is left.
+    Raises `InputError` where the system does not let `path` be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept: some writers (numpy, matplotlib) look at it.
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    # Renaming onto a device such as /dev/null would replace it for the whole system.
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a folder or a device: name a regular file")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The suffix is kept: some writers (numpy, matplotlib) look at it.
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
+        )
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -55,7 +65,7 @@ def read_json(path: Path, *, what: str, remedy: str) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"there is no {what} at {path}: {remedy}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{what} {path} cannot be read ({error}): {remedy}") from None
     if not isinstance(value, dict):
         raise InputError(f"{what} {path} holds {type(value).__name__}, not an object: {remedy}")
@@ -78,8 +88,12 @@ def exclusive_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
     The system releases it when the process ends, however it ends. wait=False: `InputError` if
     another command holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -91,13 +105,21 @@ def exclusive_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
 
 def point_latest(target: Path) -> None:
     """Make `latest` beside `target` a relative link to it, replacing an older link atomically."""
+    target = Path(os.path.abspath(target))  # noqa: PTH100 ("." needs a name, links stay links)
     link = target.parent / "latest"
+    if target == link and link.is_symlink():
+        return  # the newest was named by its link: it still is the newest
     if link.exists() and not link.is_symlink():
         raise InputError(f"{link} is not a link but a file or folder: move it away")
     temporary = target.parent / f".latest-{os.getpid()}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
     temporary.replace(link)
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    reason = error.strerror or str(error)
+    return InputError(f"cannot write {path} ({reason}): name a place that can be written")
 
 
 def _umask() -> int:

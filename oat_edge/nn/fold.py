@@ -145,8 +145,8 @@ def fold(network: OATSNetwork, width: float) -> FoldedNetwork:
             norm = module.branch(adversarial=network.knots[-1] > 0, width_index=index)
             channels.append(norm.num_features)
     folded = FoldedNetwork(backbone, affines, network.knots, channels)
-    # Same device and memory layout as the network it comes from.
-    folded.to(device=network.encodings.device)
+    # Same device, dtype and memory layout as the network it comes from.
+    folded.to(network.encodings.device, network.encodings.dtype)
     if _is_channels_last(network):
         folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     refold(folded, network, width)

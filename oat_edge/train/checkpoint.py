@@ -24,6 +24,7 @@ from oat_edge.require import require
 
 FORMAT = "oat-edge/checkpoint/1"
 CHECKPOINT = "checkpoint.safetensors"
+METADATA_KEY = "oat_edge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,10 @@ def save_checkpoint(
     """Write atomically. The same state, spec and info give the same bytes."""
     safetensors = require("safetensors.torch", purpose="writing checkpoints")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    header = {"spec": spec.to_json(), "info": info}
-    text = json.dumps(header, sort_keys=True)
-    metadata = {"format": FORMAT, "header": text, "sha256": _content_hash(tensors, text)}
+    text = json.dumps({"spec": spec.to_json(), "info": info}, sort_keys=True)
+    facts = {"format": FORMAT, "header": text, "sha256": _content_hash(tensors, text)}
+    # One entry: safetensors writes several in a random order.
+    metadata = {METADATA_KEY: json.dumps(facts, sort_keys=True)}
     write_bytes(path, safetensors.save(tensors, metadata=metadata))
 
 
@@ -57,12 +59,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     file = path / CHECKPOINT if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"there is no checkpoint at {file}: train one with `oat-edge train`")
-    tensors, metadata = _read(file)
+    tensors, facts = _read(file)
     remedy = "train again, or `oat-edge train --resume` if the run's train_state.pt is whole"
-    if metadata.get("format") != FORMAT:
+    if facts.get("format") != FORMAT:
         raise InputError(f"{file} is not an oat-edge checkpoint (no format '{FORMAT}')")
-    header = metadata.get("header", "")
-    if metadata.get("sha256") != _content_hash(tensors, header):
+    header = facts.get("header", "")
+    if facts.get("sha256") != _content_hash(tensors, header):
         raise InputError(f"{file} is damaged (its content hash differs): {remedy}")
     value = json.loads(header)
     spec = NetworkSpec.from_json(value["spec"])
@@ -81,9 +83,9 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     safetensors = require("safetensors", purpose="reading checkpoints")
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, (  # noqa: SIM118
-                opened.metadata() or {}
-            )
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            facts = json.loads((opened.metadata() or {}).get(METADATA_KEY, "{}"))
+            return tensors, facts
     except Exception as error:  # safetensors' error class is not an OSError or ValueError
         reason = str(error).splitlines()[0]
         raise InputError(f"{file} cannot be read ({reason}): train again or resume") from None

@@ -142,14 +142,16 @@ class Trainer:
         generator = generator_for(self.config.seed, epoch, 0)
         order = torch.randperm(len(self.images), generator=generator)
         started, first_step, last_save = time.perf_counter(), state.step, time.monotonic()
+
+        def speed(steps: int) -> float:
+            return steps * self.batch_size / (time.perf_counter() - started)
+
         while state.step < self.steps_per_epoch:
             loss = self._train_step(epoch, state.step, order)
             state.loss_sum += loss
             state.step += 1
-            elapsed = time.perf_counter() - started
-            speed = (state.step - first_step) * self.batch_size / elapsed
             if progress:
-                progress.on_step(epoch, state.step - 1, loss, speed)
+                progress.on_step(epoch, state.step - 1, loss, speed(state.step - first_step))
             stop = should_stop()
             if stop or time.monotonic() - last_save > SAVE_EVERY_S:
                 self._save()
@@ -163,7 +165,8 @@ class Trainer:
             "epoch": epoch,
             "loss": state.loss_sum / self.steps_per_epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "images_per_s": round(speed, 1),
+            # Of the steps since the last resume; 0 if the stop fell on the end of the epoch.
+            "images_per_s": round(speed(state.step - first_step), 1),
             "seconds": round(time.perf_counter() - started, 3),
         }
         if (epoch + 1) % self.config.val_every == 0 or epoch + 1 == self.config.epochs:

@@ -116,5 +116,5 @@ def test_the_folded_network_is_plain(case: Case) -> None:
 
 
 def test_a_width_that_was_not_trained_is_refused() -> None:
-    with pytest.raises(InputError, match="0.6"):
+    with pytest.raises(InputError, match=r"0\.6"):
         fold(make_network(), 0.6)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from oat_edge.nn.fold import fold
+from oat_edge.operating_point import OperatingPoint
+from oat_edge.train.validate import PointAccuracy, grid_score, validate
+from tests.conftest import make_network
+
+
+def test_the_grid_is_complete_and_standard_accuracy_is_exact() -> None:
+    network = make_network(widths=(0.5, 1.0))
+    images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+    labels = torch.randint(0, 10, (40,))
+    folded = {width: fold(network, width) for width in network.widths}
+    grid = validate(
+        folded,
+        images,
+        labels,
+        eps=0.0,
+        attack_steps=1,
+        num_attacked=40,
+        seed=0,
+        batch_size=16,
+    )
+    assert len(grid) == 2 * 6
+    for point in grid:
+        lam = torch.full((40,), point.point.lam)
+        with torch.no_grad():
+            logits = network(images.float() / 255, lam, point.point.width)
+        expected = (logits.argmax(1) == labels).float().mean().item()
+        assert point.standard == pytest.approx(expected)
+        assert point.robust == pytest.approx(expected), "at eps = 0 nothing can be attacked"
+
+
+def test_score_weighs_accuracies_as_the_loss_weighs_losses() -> None:
+    grid = [
+        PointAccuracy(OperatingPoint(1.0, 0.0), 0.9, 0.1),
+        PointAccuracy(OperatingPoint(1.0, 0.4), 0.8, 0.3),
+        PointAccuracy(OperatingPoint(1.0, 1.0), 0.7, 0.5),
+    ]
+    assert grid_score(grid) == pytest.approx((0.9 + 0.6 * 0.8 + 0.4 * 0.3 + 0.5) / 3)
