@@ -14,6 +14,8 @@ from typing import Any
 
 from oat_edge.errors import InputError
 
+TEMPORARY = ".writing-"
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -30,7 +32,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix is kept: some writers (numpy, matplotlib) look at it.
         handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
+            prefix=f"{TEMPORARY}{path.stem}-", suffix=path.suffix, dir=path.parent
         )
         os.close(handle)
         temporary = Path(name)
@@ -45,6 +47,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed writer left. Only for a folder that nobody else is writing."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -21,7 +21,7 @@ from oat_edge.config import NetworkSpec, TrainConfig
 from oat_edge.data import Dataset
 from oat_edge.data.augment import augment
 from oat_edge.errors import InputError, OatEdgeError
-from oat_edge.files import exclusive_lock, point_latest, write_bytes, write_json
+from oat_edge.files import exclusive_lock, point_latest, remove_temporaries, write_bytes, write_json
 from oat_edge.nn.fold import refold
 from oat_edge.nn.zoo import build_network
 from oat_edge.train.checkpoint import CHECKPOINT, save_checkpoint
@@ -129,6 +129,7 @@ class Trainer:
         raised. Files: config.json, metrics.jsonl, checkpoint.safetensors, train_state.pt.
         """
         with exclusive_lock(self.run_dir, wait=False):
+            remove_temporaries(self.run_dir)
             write_json(self.run_dir / "config.json", self._record())
             point_latest(self.run_dir)
             self._write_results()

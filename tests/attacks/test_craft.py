@@ -61,10 +61,8 @@ def test_a_pack_fools_the_network_it_was_made_on(tiny_run: Path, digits: Dataset
             target = torch.from_numpy(labels)
             clean = logits(torch.from_numpy(images).float() / 255)
             attacked = logits(torch.from_numpy(pack.adversarial[row]).float() / 255)
-            noise = (
-                torch.from_numpy(images).float() / 255 + 32 / 255 * torch.randn(30, 1, 8, 8).sign()
-            )
-            noisy = logits(noise.clamp(0, 1))
+            noise = 32 / 255 * torch.randn(30, 1, 8, 8).sign()
+            noisy = logits((torch.from_numpy(images).float() / 255 + noise).clamp(0, 1))
         loss = torch.nn.functional.cross_entropy
         # White-box images do more than the same amount of noise.
         assert loss(attacked, target) > max(loss(clean, target), loss(noisy, target)) + 0.02
