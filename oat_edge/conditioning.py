@@ -42,40 +42,33 @@ def check_knots(lambdas: tuple[float, ...]) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class HatCoefficients:
-    """Constants of `hat_weights` for the K-1 knots above zero; float32 throughout.
+class Ramps:
+    """Constants of `hat_weights` for the K-2 gaps between the knots above zero; float32.
 
-    weight_j = clip(min((λ' - left_origin) / left_width, (right_end - λ') / right_width), 0, 1)
-    with λ' = max(λ, floor). Widths are float32 differences of float32 knots: at a knot the
-    quotient is x / x, which is 1 exactly.
+    ramp_j = clip((λ - origin_j) / width_j, 0, 1) rises from 0 at one knot to 1 at the next.
+    Widths are float32 differences of float32 knots: at a knot the quotient is x / x, exactly 1.
     """
 
-    floor: np.float32
-    left_origin: Float32
-    left_width: Float32
-    right_end: Float32
-    right_width: Float32
+    origin: Float32
+    width: Float32
 
 
-def hat_coefficients(knots: tuple[float, ...]) -> HatCoefficients:
-    """Constants of the hat over two or more `knots`."""
+def ramps(knots: tuple[float, ...]) -> Ramps:
+    """The ramps over two or more `knots`."""
     above_zero = np.asarray(knots[1:], dtype=np.float32)
-    # The outermost hats have no slope on the far side: origins 2 away give quotients >= 1 there.
-    left_origin = np.concatenate([above_zero[:1] - np.float32(2), above_zero[:-1]])
-    right_end = np.concatenate([above_zero[1:], above_zero[-1:] + np.float32(2)])
-    left_width, right_width = above_zero - left_origin, right_end - above_zero
-    left_width[0] = right_width[-1] = 1
-    return HatCoefficients(above_zero[0], left_origin, left_width, right_end, right_width)
+    return Ramps(above_zero[:-1], np.diff(above_zero))
 
 
 def hat_weights(lam: npt.ArrayLike, knots: tuple[float, ...]) -> Float32:
-    """Weights over the knots.  lam: (N,) in [0, 1] (clipped to it). Returns (N, K) float32."""
+    """Weights over the knots.  lam: (N,) in [0, 1] (clipped to it). Returns (N, K) float32.
+
+    Each hat is the difference of two neighbouring ramps; the first ramp is the step at λ = 0.
+    """
     lam_n1 = np.clip(np.asarray(lam, dtype=np.float32).reshape(-1, 1), 0, 1)
     if len(knots) == 1:
         return np.ones_like(lam_n1)
-    c = hat_coefficients(knots)
-    above = np.maximum(lam_n1, c.floor)
-    left = (above - c.left_origin) / c.left_width
-    right = (c.right_end - above) / c.right_width
-    weights = np.clip(np.minimum(left, right), 0, 1) * (lam_n1 > 0)
-    return np.concatenate([lam_n1 == 0, weights], axis=1).astype(np.float32)
+    c = ramps(knots)
+    rising = np.concatenate([np.sign(lam_n1), np.clip((lam_n1 - c.origin) / c.width, 0, 1)], axis=1)
+    ones, zeros = np.ones_like(lam_n1), np.zeros_like(lam_n1)
+    weights: Float32 = np.hstack([ones, rising]) - np.hstack([rising, zeros])
+    return weights

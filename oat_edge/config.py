@@ -97,6 +97,8 @@ class TrainConfig:
     """Radius of the attack, in pixel scale [0, 1]."""
     attack_steps: int = 7
     """PGD steps in training and validation."""
+    attack_alpha: float | None = None
+    """PGD step size, in pixel scale; None is the authors' min(1.25 eps, eps + 4/255) / steps."""
     crop: int = 0
     """Random crop after zero-padding by this many pixels; 0 is off."""
     flip: bool = False
@@ -121,6 +123,12 @@ class TrainConfig:
                 raise InputError(f"{name} is {getattr(self, name)}: expected 1 or more")
         if not 0.0 < self.lr < float("inf"):
             raise InputError(f"lr is {self.lr}: expected a positive number")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}: expected a whole number in [0, 2^63)")
+        if self.encoding not in get_args(Encoding):
+            raise InputError(f"encoding is '{self.encoding}': expected {get_args(Encoding)}")
+        if self.attack_alpha is not None:
+            check_range("attack_alpha", self.attack_alpha, 0.0, 1.0)
         if self.crop < 0:
             raise InputError(f"crop is {self.crop}: expected 0 or more pixels")
         if self.train_samples is not None and self.train_samples < 1:
@@ -162,5 +170,5 @@ def from_json(cls: type[T], value: Any, what: str) -> T:
         return cls(**arguments)
     except InputError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
         raise InputError(f"{what} has a wrong or missing value ({error})") from None

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
+import oat_edge
 from oat_edge.bundle import Bundle
 from oat_edge.config import NetworkSpec, TrainConfig
 from oat_edge.data import Dataset, load
 from oat_edge.nn.network import OATSNetwork
 from oat_edge.nn.zoo import build_network
 from oat_edge.train.recipes import recipe
+
+# Tests hold on a busy machine too: none of them asserts a time.
+settings.register_profile("oat-edge", deadline=None)
+settings.load_profile("oat-edge")
 
 
 def tiny_config(**changes: object) -> TrainConfig:
@@ -31,6 +41,19 @@ def tiny_config(**changes: object) -> TrainConfig:
     return dataclasses.replace(small, **changes)  # type: ignore[arg-type]
 
 
+def spec_of(
+    arch: str = "resnet8", image_shape: tuple[int, int, int] = (1, 8, 8), **changes: object
+) -> NetworkSpec:
+    """The spec of `make_network` with the same arguments."""
+    return NetworkSpec(
+        arch=arch,
+        class_names=tuple("0123456789"),
+        image_shape=image_shape,
+        eps=8 / 255,
+        **changes,  # type: ignore[arg-type]
+    )
+
+
 def make_network(
     arch: str = "resnet8",
     image_shape: tuple[int, int, int] = (1, 8, 8),
@@ -39,14 +62,7 @@ def make_network(
     **changes: object,
 ) -> OATSNetwork:
     """A network in eval mode whose every weight and statistic differs from its first value."""
-    spec = NetworkSpec(
-        arch=arch,
-        class_names=tuple("0123456789"),
-        image_shape=image_shape,
-        eps=8 / 255,
-        **changes,  # type: ignore[arg-type]
-    )
-    network = build_network(spec)
+    network = build_network(spec_of(arch, image_shape, **changes))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -86,3 +102,27 @@ def tiny_bundle(
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     config = ExportConfig(widths=(0.5, 1.0), attack_samples=24)
     return export_bundle(load_checkpoint(tiny_run), config, out, dataset=digits)
+
+
+@pytest.fixture(scope="session")
+def child_environment() -> dict[str, str]:
+    """Environment in which a child process finds this oat_edge from any folder, on one thread."""
+    root = str(Path(oat_edge.__file__).resolve().parents[1])
+    return os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def command(child_environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `oat-edge` with these arguments in the folder `cwd`, as a process of its own."""
+
+    def run(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "oat_edge", *map(str, arguments)],
+            cwd=cwd,
+            env=child_environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run

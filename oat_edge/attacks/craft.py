@@ -36,7 +36,7 @@ def craft_pack(
     alpha = eps / 4  # 2/255 at 8/255, the usual choice for PGD-20
     adversarial = np.empty((len(lambdas), *images.shape), dtype=np.uint8)
     generator = torch.Generator().manual_seed(seed)
-    device = folded.scale_table.device
+    device = folded.table.device
     for row, lam in enumerate(lambdas):
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)

@@ -31,9 +31,9 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, fashion-mnist, cifar10, svhn, stl10, an image folder or a .npz file. "
-            "[default: digits]",
+            help="digits, fashion-mnist, cifar10, svhn, stl10, an image folder or a .npz file.",
             metavar="NAME|PATH",
+            show_default="digits",
         ),
     ] = None,
     arch: Annotated[
@@ -54,23 +54,31 @@ def train(
         str | None, typer.Option(help="Encoding of λ: random, dct, onehot or none.")
     ] = None,
     clean_share: Annotated[
-        float | None, typer.Option(help="Share of λ=0 samples in a batch. [default: 1/K]")
+        float | None,
+        typer.Option(help="Share of λ=0 samples in a batch.", show_default="1/K"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     eps: Annotated[str | None, typer.Option(help="Radius of the attack, e.g. 8/255.")] = None,
     attack_steps: Annotated[int | None, typer.Option(help="PGD steps in training.")] = None,
+    attack_alpha: Annotated[
+        str | None, typer.Option(help="PGD step size, e.g. 2/255. [default: the authors' rule]")
+    ] = None,
     train_samples: Annotated[
         int | None, typer.Option(help="Train on a seeded subset of this size.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")
+    ] = None,
     data_dir: DataDir = None,
     download: Download = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Annotated[
         Path | None,
-        typer.Option(help="Run directory. [default: runs/DATA-ARCH-N; with --resume the newest]"),
+        typer.Option(
+            help="Run directory.", show_default="runs/DATA-ARCH-N; with --resume the newest"
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was stopped.")
@@ -92,6 +100,7 @@ def train(
         "lr": lr,
         "eps": fraction("eps", eps),
         "attack_steps": attack_steps,
+        "attack_alpha": fraction("attack_alpha", attack_alpha),
         "train_samples": train_samples,
         "seed": seed,
     }
@@ -117,6 +126,7 @@ def open_trainer(
     """The trainer of a new run, or of the one to resume; everything is checked before it starts."""
     torch = require("torch", purpose="training")
     from oat_edge.data import load
+    from oat_edge.nn.zoo import architecture
     from oat_edge.train.loop import Trainer
     from oat_edge.train.recipes import recipe
     from oat_edge.train.state import TRAIN_STATE, load_state
@@ -126,8 +136,8 @@ def open_trainer(
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda', but torch sees no CUDA device: use --device cpu")
     if resume:
-        run_dir = out or LATEST
-        _, config, _ = load_state(run_dir / TRAIN_STATE)
+        out = (out or LATEST).resolve()
+        _, config, _ = load_state(out / TRAIN_STATE)
         for name, value in given.items():
             if (saved := getattr(config, name)) != value:
                 raise InputError(
@@ -136,7 +146,7 @@ def open_trainer(
                 )
     else:
         config = dataclasses.replace(recipe(given.get("data", "digits")), **given)
-        run_dir = out  # type: ignore[assignment]
+    architecture(config.arch)
     dataset = load(
         config.data,
         data_dir=data_dir,
@@ -144,8 +154,13 @@ def open_trainer(
         train_samples=config.train_samples,
         seed=config.seed,
     )
-    run_dir = run_dir.resolve() if resume else run_dir or _new_run(config)
-    return Trainer(config, dataset, _short(run_dir), device=device, resume=resume)
+    run_dir = out or _new_run(config)
+    try:
+        return Trainer(config, dataset, _short(run_dir), device=device, resume=resume)
+    except InputError:
+        if out is None:
+            run_dir.rmdir()  # just made, nothing is in it
+        raise
 
 
 def run_training(trainer: Trainer, console: Console) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from oat_edge.conditioning import hat_coefficients
+from oat_edge.conditioning import ramps
 
 
 @dataclass(slots=True)
@@ -32,30 +32,34 @@ class Condition:
 class HatWeights(nn.Module):
     """`oat_edge.conditioning.hat_weights` as a module: same float32 operations, traceable."""
 
-    floor: Tensor
-    left_origin: Tensor
-    left_width: Tensor
-    right_end: Tensor
-    right_width: Tensor
+    origin: Tensor
+    width: Tensor
+    difference: Tensor
+    first: Tensor
 
     def __init__(self, knots: tuple[float, ...]) -> None:
         super().__init__()
         self.num_knots = len(knots)
-        if self.num_knots > 1:
-            coefficients = hat_coefficients(knots)
-            for name in ("floor", "left_origin", "left_width", "right_end", "right_width"):
-                # Not persistent: they follow from the knots, which the spec holds.
-                self.register_buffer(
-                    name, torch.tensor(getattr(coefficients, name)), persistent=False
-                )
+        if self.num_knots == 1:
+            return
+        constants = ramps(knots)
+        # hats = first + ramps @ difference: hat_0 = 1 - ramp_1, hat_j = ramp_j - ramp_{j+1}.
+        difference = torch.eye(self.num_knots)[1:] - torch.eye(self.num_knots)[:-1]
+        values = {
+            "origin": torch.tensor(constants.origin),
+            "width": torch.tensor(constants.width),
+            "difference": difference,
+            "first": torch.eye(self.num_knots)[0],
+        }
+        for name, value in values.items():
+            # Not persistent: they follow from the knots, which the spec holds.
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self, lam: Tensor) -> Tensor:
         """lam: (N,) float32, clipped to [0, 1]. Returns (N, K) float32."""
         lam_n1 = lam.clamp(0, 1).unsqueeze(1)
         if self.num_knots == 1:
             return torch.ones_like(lam_n1)
-        above = torch.maximum(lam_n1, self.floor)
-        left = (above - self.left_origin) / self.left_width
-        right = (self.right_end - above) / self.right_width
-        weights = torch.minimum(left, right).clamp(0, 1) * (lam_n1 > 0).to(lam.dtype)
-        return torch.cat([(lam_n1 == 0).to(lam.dtype), weights], dim=1)
+        rising = ((lam_n1 - self.origin) / self.width).clamp(0, 1)
+        rising = torch.cat([lam_n1.sign(), rising], dim=1)
+        return torch.addmm(self.first, rising, self.difference)

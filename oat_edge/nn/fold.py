@@ -2,9 +2,9 @@
 
     N batch, K knots, C channels of one layer, S sum of C over all layers, H/W pixels
 
-In the folded network every batch norm + FiLM is a lookup. One (N,K)@(K,S) product gives all
-layers' scales and one all shifts; each layer is then one multiply-add. No FiLM weights, no second
-batch norm and no slicing are left. The exporter, the training attack and every evaluation use it.
+In the folded network every batch norm + FiLM is a lookup. One (N,K)@(K,2S) product gives all
+layers' scales and shifts; each layer is then one multiply-add. No FiLM weights, no second batch
+norm and no slicing are left. The exporter, the training attack and every evaluation use it.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class ChannelAffine(nn.Module):
 class FoldedNetwork(nn.Module):
     """One width as a plain network; λ is an input. Parameters do not require gradients."""
 
-    scale_table: Tensor
-    shift_table: Tensor
+    table: Tensor
+    """(K, 2S): at each knot the scales of all layers, then their shifts."""
     affines: Affines
 
     def __init__(
@@ -65,8 +65,7 @@ class FoldedNetwork(nn.Module):
         self.knots = knots
         self.channels = channels
         self.hat = HatWeights(knots)
-        self.register_buffer("scale_table", torch.zeros(len(knots), sum(channels)))
-        self.register_buffer("shift_table", torch.zeros(len(knots), sum(channels)))
+        self.register_buffer("table", torch.zeros(len(knots), 2 * sum(channels)))
         self.requires_grad_(False)
         self.eval()
 
@@ -76,9 +75,7 @@ class FoldedNetwork(nn.Module):
 
     def at(self, lam: Tensor) -> Callable[[Tensor], Tensor]:
         """Fix λ (N,): a function from images to logits, for many passes at the same λ."""
-        hat = self.hat(lam)
-        scales = self._split(hat @ self.scale_table)
-        shifts = self._split(hat @ self.shift_table)
+        scales, shifts = self.affines_at(lam)
 
         def logits(image: Tensor) -> Tensor:
             self.affines.scales, self.affines.shifts = scales, shifts
@@ -90,8 +87,11 @@ class FoldedNetwork(nn.Module):
 
         return logits
 
-    def _split(self, table_ns: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(table_ns[:, :, None, None], self.channels, dim=1)
+    def affines_at(self, lam: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Scales and shifts of every layer at λ (N,), each (N, C, 1, 1)."""
+        both = (self.hat(lam) @ self.table)[:, :, None, None]
+        parts = torch.split(both, self.channels * 2, dim=1)
+        return parts[: len(self.channels)], parts[len(self.channels) :]
 
 
 class PinnedNetwork(nn.Module):
@@ -103,15 +103,9 @@ class PinnedNetwork(nn.Module):
         super().__init__()
         self.__dict__["affines"] = folded.affines
         self.backbone = folded.backbone
-        hat = folded.hat(torch.tensor([lam], dtype=torch.float32))
         self.num_layers = len(folded.channels)
-        for index, (scale, shift) in enumerate(
-            zip(
-                folded._split(hat @ folded.scale_table),
-                folded._split(hat @ folded.shift_table),
-                strict=True,
-            )
-        ):
+        affines = folded.affines_at(torch.tensor([lam], dtype=torch.float32))
+        for index, (scale, shift) in enumerate(zip(*affines, strict=True)):
             # Contiguous: a view would drag the whole table into every constant of the graph.
             self.register_buffer(f"scale_{index}", scale.clone())
             self.register_buffer(f"shift_{index}", shift.clone())
@@ -182,8 +176,7 @@ def refold(
                 assert module.bias is not None
                 plain.bias.copy_(module.bias[:out])
     network.condition.film = []
-    folded.scale_table.copy_(torch.cat(scales, dim=1))
-    folded.shift_table.copy_(torch.cat(shifts, dim=1))
+    folded.table.copy_(torch.cat([*scales, *shifts], dim=1))
     own = dict(folded.backbone.named_buffers())
     for name, buffer in network.backbone.named_buffers():
         if name in own:  # such as Normalize's mean and std

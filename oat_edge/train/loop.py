@@ -115,7 +115,11 @@ class Trainer:
             self.network.load_state_dict(self.state.network)
             self.optimizer.load_state_dict(self.state.optimizer)
         self.step = OATSStep(
-            self.network, self.optimizer, eps=config.eps, attack_steps=config.attack_steps
+            self.network,
+            self.optimizer,
+            eps=config.eps,
+            attack_steps=config.attack_steps,
+            attack_alpha=config.attack_alpha,
         )
 
     def train(
@@ -213,6 +217,7 @@ class Trainer:
             torch.from_numpy(val.labels).to(self.device),
             eps=self.config.eps,
             attack_steps=self.config.attack_steps,
+            attack_alpha=self.step.attack_alpha,
             num_attacked=self.config.val_attack_samples,
             seed=self.config.seed,
         )

@@ -38,11 +38,15 @@ class OATSStep:
         *,
         eps: float,
         attack_steps: int,
+        attack_alpha: float | None = None,
     ) -> None:
         self.network = network
         self.optimizer = optimizer
         self.eps = eps
         self.attack_steps = attack_steps
+        self.attack_alpha = (
+            training_step_size(eps, attack_steps) if attack_alpha is None else attack_alpha
+        )
         self.knots = torch.tensor(network.knots, device=network.encodings.device)
         self.folded = {width: fold(network, width) for width in network.widths}
 
@@ -122,7 +126,7 @@ class OATSStep:
                 y_part,
                 eps=self.eps,
                 steps=self.attack_steps,
-                alpha=training_step_size(self.eps, self.attack_steps),
+                alpha=self.attack_alpha,
                 generator=generator,
             )
             for x_part, y_part, lam_part in _chunks(folded, x, y, lam)
@@ -133,7 +137,7 @@ class OATSStep:
 def _chunks(folded: FoldedNetwork, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The batch in parts that suit the device; attacked samples do not see each other."""
     size = len(tensors[0])
-    if folded.scale_table.device.type == "cpu":
+    if folded.table.device.type == "cpu":
         num_parameters = sum(parameter.numel() for parameter in folded.parameters())
         if num_parameters <= CPU_CHUNK_MAX_PARAMETERS:
             size = CPU_CHUNK

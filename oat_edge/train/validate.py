@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oat_edge.attacks.pgd import pgd, training_step_size
+from oat_edge.attacks.pgd import pgd
 from oat_edge.nn.fold import FoldedNetwork
 from oat_edge.operating_point import OperatingPoint
 
@@ -38,6 +38,7 @@ def validate(
     *,
     eps: float,
     attack_steps: int,
+    attack_alpha: float,
     num_attacked: int,
     seed: int,
     batch_size: int = 500,
@@ -67,7 +68,7 @@ def validate(
                     y_few[part],
                     eps=eps,
                     steps=attack_steps,
-                    alpha=training_step_size(eps, attack_steps),
+                    alpha=attack_alpha,
                     generator=generator,
                 )
                 with torch.no_grad():

@@ -20,6 +20,7 @@ def test_the_grid_is_complete_and_standard_accuracy_is_exact() -> None:
         labels,
         eps=0.0,
         attack_steps=1,
+        attack_alpha=1 / 255,
         num_attacked=40,
         seed=0,
         batch_size=16,
