@@ -1,0 +1,44 @@
+"""The benchmark scripts run, on sizes that take seconds, and say what `make bench` reads."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import common, inference, train_step
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def test_inference(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["inference", "--arch", "resnet8", "--rounds", "2", "--calls", "1"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    inference.main()
+    saved = json.loads((results / "inference.json").read_text())
+    assert [(row["width"], row["batch"]) for row in saved["rows"]] == [
+        (0.5, 1),
+        (0.5, 16),
+        (1.0, 1),
+        (1.0, 16),
+    ]
+    for row in saved["rows"]:
+        assert row["size_mb"]["lambda-input"] < row["size_mb"]["straightforward"]
+        medians = row["median_ms"]
+        assert row["lambda_cost"]["ratio"] == medians["lambda-input"] / medians["pinned"]
+
+
+def test_train_step(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["train_step", "--arch", "resnet8", "--batch", "12", "--rounds", "2"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    train_step.main()
+    saved = json.loads((results / "train_step-resnet8.json").read_text())
+    medians = saved["median_ms"]
+    assert saved["gain"]["ratio"] == medians["straightforward"] / medians["folded"]
+    assert "device" in saved["environment"]
