@@ -27,7 +27,7 @@ def print_report(report: Report, console: Console) -> None:
     attacks = ", ".join(report.settings.get("attacks", {})) or "no attack"
     lines = [
         f"SA: standard accuracy. RA: robust accuracy, worst case over {attacks}, an upper bound.",
-        "Front ●: of its batch, no setting is at least as good in p50, SA and RA and better in one.",
+        "Front ●: in its batch no setting is as good in p50, SA and RA and better in one of them.",
     ]
     for line in lines:
         console.print(line, style="dim", markup=False)
