@@ -51,6 +51,10 @@ class ExportConfig:
             )
         if self.pin_lambda is not None:
             check_range("pin_lambda", self.pin_lambda, 0.0, 1.0)
+        if not self.widths:
+            raise InputError("widths are empty: expected one or more")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}: expected a whole number in [0, 2^63)")
         if self.attack_samples < 0:
             raise InputError(f"attack_samples is {self.attack_samples}: expected 0 or more")
 
@@ -170,6 +174,7 @@ def _export_pack(
     dataset: Dataset,
 ) -> Artifact:
     from oat_edge.attacks.craft import craft_pack
+    from oat_edge.exporters.to_onnx import in_name
 
     test, spec = dataset.test, checkpoint.spec
     if test.images.shape[1:] != spec.image_shape:
@@ -190,7 +195,7 @@ def _export_pack(
         checkpoint_sha256=checkpoint.sha256,
         seed=config.seed,
     )
-    path = out / f"attacks-w{width:.2f}-{pack.attack}.npz"
+    path = out / f"attacks-w{in_name(width)}-{pack.attack}.npz"
     pack.save(path)
     return Artifact(
         file=path.name,

@@ -34,7 +34,12 @@ def fold_affine_into_conv(model: Any) -> int:
     folded = 0
     for conv in [node for node in graph.node if node.op_type == "Conv"]:
         weight = constants.get(conv.input[1])
-        if weight is None:
+        # Only images: (1, C, 1, 1) means something else beside a 1-D or 3-D convolution.
+        if weight is None or weight.ndim != 4:
+            continue
+        biased = len(conv.input) > 2 and conv.input[2] != ""
+        bias = constants.get(conv.input[2]) if biased else np.zeros(len(weight))
+        if bias is None:
             continue
         if (multiply := only_reader(conv.output[0], "Mul")) is None:
             continue
@@ -44,8 +49,7 @@ def fold_affine_into_conv(model: Any) -> int:
         shift = _per_channel(add, constants, len(weight))
         if scale is None or shift is None:
             continue
-        bias = constants[conv.input[2]] if len(conv.input) > 2 else np.zeros(len(weight))
-        new_weight = (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)
+        new_weight = (weight * scale.reshape(-1, 1, 1, 1)).astype(np.float32)
         new_bias = (bias * scale + shift).astype(np.float32)
         names = [f"{conv.output[0]}_folded_weight", f"{conv.output[0]}_folded_bias"]
         for name, array in zip(names, (new_weight, new_bias), strict=True):

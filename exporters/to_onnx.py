@@ -60,8 +60,8 @@ def export(
         model.metadata_props.add(key=f"oat_edge.{key}", value=value)
     model.producer_name, model.producer_version = "oat-edge", __version__
     _check(model, pinned=pinned_lambda is not None)
-    suffix = "" if pinned_lambda is None else f"-lambda{pinned_lambda:g}"
-    path = folder / f"w{width:.2f}-fp32{suffix}.onnx"
+    suffix = "" if pinned_lambda is None else f"-lambda{in_name(pinned_lambda, 'g')}"
+    path = folder / f"w{in_name(width)}-fp32{suffix}.onnx"
     write_bytes(path, model.SerializeToString(deterministic=True))
     return Artifact(
         file=path.name,
@@ -76,6 +76,12 @@ def export(
             "opset": str(OPSET),
         },
     )
+
+
+def in_name(value: float, format: str = ".2f") -> str:
+    """A number in a file name: short where that says it exactly, so that no two names collide."""
+    text = f"{value:{format}}"
+    return text if float(text) == value else repr(value)
 
 
 def _trace(folded: FoldedNetwork, spec: NetworkSpec, pinned_lambda: float | None) -> Any:

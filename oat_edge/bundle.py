@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from oat_edge import __version__
-from oat_edge.config import NetworkSpec, from_json
+from oat_edge.config import NetworkSpec, check_range, from_json
 from oat_edge.errors import InputError
 from oat_edge.files import exclusive_lock, point_latest, read_json, sha256_file, write_json
 
 SCHEMA = "oat-edge/bundle/1"
 MANIFEST = "manifest.json"
 REMEDY = "export again with `oat-edge export`"
+# A damaged manifest is not added to: it must be replaced.
+REMEDY_MANIFEST = "export again with `oat-edge export --replace`"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +48,11 @@ class Artifact:
     parity: dict[str, Any] | None = None
     """Figures of the check against PyTorch."""
 
+    def __post_init__(self) -> None:
+        if self.file in ("", "..", MANIFEST) or Path(self.file).name != self.file:
+            raise InputError(f"artifact file is '{self.file}': expected a plain file name")
+        check_range("artifact width", self.width, 0.0, 1.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
@@ -61,20 +68,27 @@ class Bundle:
     def open(cls, path: str | Path) -> Bundle:
         """Read a bundle; raises `InputError` if the manifest is missing or damaged."""
         folder = Path(path)
-        manifest = read_json(folder / MANIFEST, what="bundle manifest", remedy=REMEDY)
+        file = folder / MANIFEST
+        if not folder.is_dir():
+            raise InputError(f"there is no bundle at {folder}: make one with `oat-edge export`")
+        manifest = read_json(file, what="bundle manifest", remedy=REMEDY_MANIFEST)
         if manifest.get("schema") != SCHEMA:
             raise InputError(
-                f"{folder / MANIFEST} has schema {manifest.get('schema')!r}, "
-                f"expected '{SCHEMA}': {REMEDY}"
+                f"{file} has schema {manifest.get('schema')!r}, "
+                f"expected '{SCHEMA}': {REMEDY_MANIFEST}"
             )
         if manifest.pop("integrity", None) != _digest(manifest):
-            raise InputError(f"{folder / MANIFEST} is damaged (integrity hash differs): {REMEDY}")
-        artifacts = tuple(from_json(Artifact, item, "artifact") for item in manifest["artifacts"])
-        spec = NetworkSpec.from_json(manifest["spec"])
+            raise InputError(f"{file} is damaged (integrity hash differs): {REMEDY_MANIFEST}")
+        try:
+            items, spec = manifest["artifacts"], NetworkSpec.from_json(manifest["spec"])
+            run, checkpoint_sha256 = manifest["run"], manifest["checkpoint_sha256"]
+            artifacts = tuple(from_json(Artifact, item, "artifact") for item in items)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{file} is not a whole manifest ({error}): {REMEDY_MANIFEST}"
+            ) from None
         # resolve(): `latest` may be re-pointed while this bundle is in use.
-        return cls(
-            folder.resolve(), manifest["run"], manifest["checkpoint_sha256"], spec, artifacts
-        )
+        return cls(folder.resolve(), run, checkpoint_sha256, spec, artifacts)
 
     def select(
         self,
@@ -111,7 +125,11 @@ class Bundle:
         path = self.path / artifact.file
         if not path.is_file():
             raise InputError(f"{path} is missing, the manifest lists it: {REMEDY}")
-        if (found := sha256_file(path)) != artifact.sha256:
+        try:
+            found = sha256_file(path)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}): {REMEDY}") from None
+        if found != artifact.sha256:
             raise InputError(
                 f"{path} is damaged (sha256 {found[:12]}…, manifest says "
                 f"{artifact.sha256[:12]}…): {REMEDY}"
@@ -146,33 +164,40 @@ def add_artifacts(
 
     staging: folder on the same disk that holds the files until now; None: they are in place.
     An entry of the same file name is replaced. A bundle holds artifacts of one checkpoint: those
-    of another are an error, unless `replace` takes them out of the bundle. Commands that add to
-    one bundle at once take turns.
+    of another are an error, unless `replace` takes them out of the bundle, files and all.
+    Commands that add to one bundle at once take turns.
     """
+    names = {artifact.file for artifact in new}
     with exclusive_lock(path):
         old = check_same_checkpoint(path, checkpoint_sha256, replace=replace)
+        others = [a for a in old.artifacts if a.file not in names] if old else []
+        same = old is not None and old.checkpoint_sha256 == checkpoint_sha256
         if staging is not None:
             for artifact in new:
                 (staging / artifact.file).replace(path / artifact.file)
-        names = {artifact.file for artifact in new}
-        kept = [artifact for artifact in old if artifact.file not in names]
-        bundle = Bundle(path, run, checkpoint_sha256, spec, (*kept, *new))
+        bundle = Bundle(path, run, checkpoint_sha256, spec, (*(others if same else ()), *new))
         save_manifest(bundle)
+        for artifact in () if same else others:
+            (path / artifact.file).unlink(missing_ok=True)
     point_latest(path)
     return bundle
 
 
-def check_same_checkpoint(
-    path: Path, checkpoint_sha256: str, *, replace: bool
-) -> tuple[Artifact, ...]:
-    """Artifacts of the bundle at `path`, if any; `InputError` if they are of another checkpoint."""
+def check_same_checkpoint(path: Path, checkpoint_sha256: str, *, replace: bool) -> Bundle | None:
+    """The bundle that lies at `path`, if any.
+
+    Raises `InputError` if it is damaged or of another checkpoint, unless it is to be replaced.
+    """
     if not (path / MANIFEST).exists():
-        return ()
-    bundle = Bundle.open(path)
-    if bundle.checkpoint_sha256 == checkpoint_sha256:
-        return bundle.artifacts
-    if replace:
-        return ()
+        return None
+    try:
+        bundle = Bundle.open(path)
+    except InputError:
+        if replace:
+            return None
+        raise
+    if replace or bundle.checkpoint_sha256 == checkpoint_sha256:
+        return bundle
     raise InputError(
         f"bundle {path} holds artifacts of checkpoint {bundle.checkpoint_sha256[:12]}…, this is "
         f"{checkpoint_sha256[:12]}…: name another --out, or pass --replace"
@@ -181,4 +206,5 @@ def check_same_checkpoint(
 
 def _digest(manifest: dict[str, Any]) -> str:
     canonical = json.dumps(manifest, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    # A damaged escape can decode to half a character, which plain UTF-8 cannot encode.
+    return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()

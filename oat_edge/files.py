@@ -17,6 +17,15 @@ from oat_edge.errors import InputError
 TEMPORARY = ".writing-"
 
 
+def check_replaceable(path: Path) -> None:
+    """Raise `InputError` if `path` is there and is no regular file.
+
+    Renaming a file onto a device such as /dev/null would replace it for the whole system.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is a folder or a device: name a regular file")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success flush it to disk and rename it to `path`.
@@ -24,11 +33,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     A reader sees the old file or the new one, never a part. On an exception nothing is left.
     Raises `InputError` where the system does not let `path` be written.
     """
-    # Renaming onto a device such as /dev/null would replace it for the whole system.
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is a folder or a device: name a regular file")
     temporary = None
     try:
+        check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix is kept: some writers (numpy, matplotlib) look at it.
         handle, name = tempfile.mkstemp(

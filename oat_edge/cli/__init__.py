@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,10 +23,15 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    # Frames and colours are for people; a pipe or a log gets plain text.
+    rich_markup_mode="rich" if sys.stdout.isatty() else None,
     help="Train, export and bench networks with two run-time knobs: λ (robustness) and width.",
     epilog="Start with: oat-edge train · oat-edge export · oat-edge bench",
 )
+# Base of the parser's errors (a bad option, a missing value), wherever this typer has it from.
+UsageError: Any = typer.BadParameter.__base__
+INTERRUPTED = 130
+
 for command in (train, export, bench, inspect, doctor, demo):
     app.command()(command)
 
@@ -51,11 +56,28 @@ def main() -> None:
     """Run the command line; expected errors are one line and an exit code (DESIGN, section 5)."""
     # A closed pipe (`oat-edge inspect | head`) ends the program quietly, as it does other tools.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a λ must not end a program in a Latin-1 terminal
+    code: int | None
     try:
-        app()
+        arguments = sys.argv[1:] or ["--help"]
+        code = app(args=arguments, prog_name="oat-edge", standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
     except OatEdgeError as error:
-        error_console.print(f"error: {' '.join(str(error).split())}", style="red", markup=False)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        error_console.print("interrupted", style="red")
-        sys.exit(130)
+        _say(f"error: {error}")
+        code = error.exit_code
+    except UsageError as error:
+        help_command = f"{error.ctx.command_path} --help" if error.ctx else "oat-edge --help"
+        _say(f"error: {error.format_message().rstrip('.')} (see {help_command})")
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted")
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _say(text: str) -> None:
+    """One red line on standard error."""
+    error_console.print(" ".join(text.split()), style="red", markup=False)

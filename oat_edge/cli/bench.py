@@ -13,13 +13,14 @@ from rich.console import Console
 from oat_edge.bench.config import BenchConfig
 from oat_edge.bench.report import save_report, write_csv
 from oat_edge.bench.run import bench_bundle
-from oat_edge.bench.table import rows_for_table
 from oat_edge.bundle import Bundle
-from oat_edge.cli.console import bar, output_console, plain_table
+from oat_edge.cli.console import bar, output_console
 from oat_edge.cli.options import JsonFile, Seed, Width
+from oat_edge.cli.summary import print_report
 from oat_edge.errors import InputError, UnstableError
-from oat_edge.files import write_json
+from oat_edge.files import check_replaceable, write_json
 from oat_edge.operating_point import parse_list, select
+from oat_edge.require import require
 
 if TYPE_CHECKING:
     from oat_edge.bench.report import Report
@@ -39,7 +40,8 @@ def bench(
         bool, typer.Option("--quick", help="1 s and 100 requests each: a look, not a result.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads in latency mode. [default: all cores]")
+        int | None,
+        typer.Option(min=1, help="CPU threads in latency mode.", show_default="all cores"),
     ] = None,
     json: JsonFile = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the rows.")] = None,
@@ -65,8 +67,12 @@ def bench(
     )
     widths = tuple(sorted({artifact.width for artifact in opened.of_format("onnx")}))
     lambdas = opened.spec.lambdas if lam.strip() == "knots" else parse_list(lam, "lambda")
-    if plot is not None and plot.suffix not in (".png", ".svg"):
-        raise InputError(f"plot is '{plot}': expected a name that ends in .png or .svg")
+    # What would fail after minutes of measuring fails now.
+    for file in (None if json in (None, "-") else Path(json), csv, plot):
+        if file is not None:
+            check_replaceable(file)
+    if plot is not None:
+        _check_plot(plot, opened)
     console = output_console(json)
     report = run_bench(
         opened, config, select(width, widths, "width", every="all"), lambdas, console
@@ -120,50 +126,16 @@ def run_bench(
     return report
 
 
-def print_report(report: Report, console: Console) -> None:
-    """One screen: where, the table, what λ costs, and what to be wary of."""
-    environment = report.environment
-    model = environment.device.model or environment.device.machine
-    console.print(
-        f"{model}, {environment.device.cores} cores, "
-        + ", ".join(f"{k} {v}" for k, v in environment.library_versions.items()),
-        markup=False,
-    )
-    headers, rows = rows_for_table(report)
-    table = plain_table(None, headers)
-    previous = rows[0][0] if rows else ""
-    for row in rows:
-        if row[0] != previous:
-            table.add_section()
-            table.add_row()
-        previous = row[0]
-        table.add_row(*row)
-    console.print(table)
-    attacks = report.settings.get("attacks", {})
-    console.print(
-        f"SA, RA: standard accuracy, worst case over {', '.join(attacks) or 'no attack'}: an upper "
-        "bound. Front: no other point of its batch is better in p50, SA and RA.",
-        style="dim",
-        markup=False,
-    )
-    for cost in report.lambda_cost:
-        figure = f"{cost.ratio:.3f}x" if cost.ratio is not None else f"unknown: {cost.reason}"
-        console.print(
-            f"cost of λ as an input, width {cost.width:g}, batch {cost.batch}: {figure}",
-            markup=False,
+def _check_plot(plot: Path, bundle: Bundle) -> None:
+    """Raise if `plot` could not be drawn."""
+    if plot.suffix.lower() not in (".png", ".svg"):
+        raise InputError(f"plot is '{plot}': expected a name that ends in .png or .svg")
+    if not bundle.of_format("attacks"):
+        raise InputError(
+            f"bundle {bundle.path.name} has no attack packs, so no accuracies to plot: "
+            "oat-edge export"
         )
-    for text in _diagnoses(report):
-        console.print(f"warning: {text}", style="yellow", markup=False)
-
-
-def _diagnoses(report: Report) -> list[str]:
-    """Warnings of all rows, each once, with the rows that share it counted."""
-    counts: dict[str, int] = {}
-    for row in report.rows:
-        for text in row.warnings:
-            if not text.startswith("energy_mj"):
-                counts[text] = counts.get(text, 0) + 1
-    return [f"{text} ({count} rows)" if count > 1 else text for text, count in counts.items()]
+    require("matplotlib", purpose="drawing plots")
 
 
 def _batches(text: str) -> tuple[int, ...]:

@@ -18,17 +18,20 @@ from rich.progress import (
 )
 from rich.table import Table
 
-PLAIN_WIDTH = 100
+# Where there is no terminal, nothing is cut off.
+PLAIN_WIDTH = 10_000
 
 
 def make_console(*, stderr: bool) -> Console:
-    """A console that is 100 columns wide where there is no terminal to ask."""
+    """A console that prints text as it is: what looks like markup or an emoji may be a path."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(
         stderr=stderr,
         width=None if stream.isatty() else PLAIN_WIDTH,
         soft_wrap=not stream.isatty(),
         highlight=False,
+        markup=False,
+        emoji=False,
         legacy_windows=False,
     )
 

@@ -40,7 +40,8 @@ def export(
         int, typer.Option(help="Test images attacked (PGD-20) at every λ; 0 makes no packs.")
     ] = 500,
     out: Annotated[
-        Path | None, typer.Option(metavar="BUNDLE", help="[default: bundles/RUN]")
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Bundle folder.", show_default="bundles/RUN"),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Take another checkpoint's files out of the bundle.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -16,6 +17,8 @@ from oat_edge.config import NetworkSpec
 from oat_edge.errors import InputError
 
 CHECKPOINT = "checkpoint.safetensors"
+# The types that a checkpoint holds: in its file, and as torch names them.
+TORCH_DTYPES = {"F32": "torch.float32", "I64": "torch.int64"}
 
 
 def inspect(
@@ -85,15 +88,26 @@ def _show_spec(spec: NetworkSpec, console: Console) -> None:
 
 
 def read_header(file: Path) -> dict[str, Any]:
-    """Spec and training facts of a checkpoint, from its header alone (the safetensors format:
-    eight bytes of length, then JSON)."""
+    """Spec and training facts of a checkpoint whose content matches its hash.
+
+    Reads the safetensors format (eight bytes of length, JSON, tensors) without that package.
+    Raises `InputError` on anything else and on damage.
+    """
     try:
-        with file.open("rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            if length > file.stat().st_size:
-                raise ValueError("header longer than the file")
-            metadata = json.loads(opened.read(length))["__metadata__"]
-        header: dict[str, Any] = json.loads(metadata["header"])
+        content = file.read_bytes()
+        (length,) = struct.unpack_from("<Q", content)
+        tensors = json.loads(content[8 : 8 + length])
+        facts = json.loads(tensors.pop("__metadata__")["oat_edge"])
+        # As oat_edge.train.checkpoint hashes what it writes.
+        digest = hashlib.sha256(facts["header"].encode())
+        data = memoryview(content)[8 + length :]
+        for name, tensor in sorted(tensors.items()):
+            dtype, shape = TORCH_DTYPES[tensor["dtype"]], tuple(tensor["shape"])
+            digest.update(f"\0{name}\0{dtype}\0{shape}\0".encode())
+            digest.update(data[slice(*tensor["data_offsets"])])
+        if digest.hexdigest() != facts["sha256"]:
+            raise ValueError("its content hash differs")
+        header: dict[str, Any] = json.loads(facts["header"])
         return header
     except FileNotFoundError:
         place = file.parent if file.name == CHECKPOINT else file
@@ -101,7 +115,7 @@ def read_header(file: Path) -> dict[str, Any]:
             f"there is no bundle and no checkpoint at {place}: make one with `oat-edge train` "
             "and `oat-edge export`"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         raise InputError(
             f"{file} is not a whole oat-edge checkpoint ({error}): train again"
         ) from None

@@ -16,7 +16,9 @@ DataDir = Annotated[
 Download = Annotated[
     bool, typer.Option("--download", help="Fetch the data set's files if they are not found.")
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random.")
+]
 Width = Annotated[str, typer.Option("--width", help="Widths: 0.5 | 0.5,1.0 | all.", metavar="LIST")]
 JsonFile = Annotated[
     str | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from oat_edge.train.validate import PointAccuracy
 
 LATEST = Path("runs/latest")
+LINE_EVERY_S = 60.0
 
 
 def train(
@@ -136,8 +138,9 @@ def open_trainer(
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda', but torch sees no CUDA device: use --device cpu")
     if resume:
-        out = (out or LATEST).resolve()
+        out = out or LATEST
         _, config, _ = load_state(out / TRAIN_STATE)
+        out = out.resolve()  # `latest` may be re-pointed meanwhile
         for name, value in given.items():
             if (saved := getattr(config, name)) != value:
                 raise InputError(
@@ -209,18 +212,24 @@ class _Bar:
 
 
 class _Lines:
-    """A line per epoch where there is no terminal."""
+    """A line per epoch where there is no terminal, and one a minute in long epochs."""
 
     def __init__(self, console: Console, trainer: Trainer) -> None:
         self.console, self.trainer = console, trainer
+        self.last = time.monotonic()
 
     def on_step(self, epoch: int, step: int, loss: float, images_per_s: float) -> None:
-        if step + 1 == self.trainer.steps_per_epoch:
-            self.console.print(
-                f"epoch {epoch + 1}/{self.trainer.config.epochs}  loss {loss:.3f}  "
-                f"{images_per_s:.0f} img/s",
-                markup=False,
-            )
+        steps, epochs = self.trainer.steps_per_epoch, self.trainer.config.epochs
+        if step + 1 < steps and time.monotonic() - self.last < LINE_EVERY_S:
+            return
+        self.last = time.monotonic()
+        left = (epochs - epoch) * steps - step - 1
+        seconds = left * self.trainer.batch_size / images_per_s
+        self.console.print(
+            f"epoch {epoch + 1}/{epochs}  step {step + 1}/{steps}  loss {loss:.3f}  "
+            f"{images_per_s:.0f} img/s  {seconds / 60:.0f} min left",
+            markup=False,
+        )
 
     def on_validation(self, epoch: int, grid: list[PointAccuracy], score: float) -> None:
         self.console.print(f"  {_corner(grid)}  score {score:.4f}", markup=False)

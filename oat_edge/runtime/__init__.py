@@ -27,7 +27,8 @@ def open_runner(
     """
     opened = Bundle.open(bundle)
     if width is None:
-        width = max((a.width for a in opened.of_format("onnx")), default=1.0)
+        fitting = [a for a in opened.of_format("onnx") if a.pinned_lambda == pinned_lambda]
+        width = max((artifact.width for artifact in fitting), default=None)
     artifact = opened.select(format="onnx", width=width, pinned_lambda=pinned_lambda)
     return open_artifact(opened, artifact, device=device, threads=threads)
 

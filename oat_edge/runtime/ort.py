@@ -25,6 +25,8 @@ class OrtRunner(Runner):
         ort = require("onnxruntime", purpose="running ONNX files")
         if device not in PROVIDERS:
             raise InputError(f"device is '{device}': ONNX Runtime here runs {sorted(PROVIDERS)}")
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}: expected 1 or more")
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only; its warnings are about hardware probing
         if threads is not None:
@@ -36,16 +38,24 @@ class OrtRunner(Runner):
                 path.read_bytes(), sess_options=options, providers=[provider]
             )
         except Exception as error:  # ONNX Runtime's errors share no public base class
-            text = str(error).splitlines()[0]
-            raise InputError(f"{path} does not load in ONNX Runtime ({text})") from error
+            raise InputError(f"{path} does not load in ONNX Runtime ({_line(error)})") from error
         if self._session.get_providers()[0] != provider:
             raise FallbackError(
                 f"ONNX Runtime took {self._session.get_providers()[0]} instead of {provider}"
             )
-        names = [tensor.name for tensor in self._session.get_inputs()]
-        expected = ["image"] if io.pinned_lambda is not None else ["image", "lambda"]
-        if names != expected:
-            raise InputError(f"{path} has inputs {names}, expected {expected}: export again")
+        found = [_signature(tensor) for tensor in self._session.get_inputs()]
+        expected: list[tuple[Any, ...]] = [("image", "tensor(float)", *io.image_shape)]
+        if io.pinned_lambda is None:
+            expected.append(("lambda", "tensor(float)"))
+        if found != expected:
+            raise InputError(f"{path} has inputs {found}, expected {expected}: export again")
+        found = [_signature(tensor) for tensor in self._session.get_outputs()]
+        if found != [("logits", "tensor(float)", io.num_classes)]:
+            raise InputError(
+                f"{path} has outputs {found}, expected logits of {io.num_classes} classes: "
+                "export again"
+            )
+        self.path = path
         self.io = io
         self.backend = f"onnxruntime-{device}"
         self.device = device
@@ -57,9 +67,22 @@ class OrtRunner(Runner):
         feeds = {"image": image}
         if self.io.pinned_lambda is None:
             feeds["lambda"] = lam
-        logits: Float32 = self._session.run(("logits",), feeds)[0]
+        try:
+            logits: Float32 = self._session.run(("logits",), feeds)[0]
+        except Exception as error:  # ONNX Runtime's errors share no public base class
+            raise InputError(f"{self.path} fails in ONNX Runtime ({_line(error)})") from error
         return logits
 
     def close(self) -> None:
         """Drop the session; its memory goes with it."""
+        super().close()
         self._session = None
+
+
+def _signature(tensor: Any) -> tuple[Any, ...]:
+    """Name, element type, and the shape without the batch."""
+    return (tensor.name, tensor.type, *tensor.shape[1:])
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

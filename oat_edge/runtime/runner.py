@@ -44,27 +44,34 @@ class Runner(ABC):
     device: str
     precision: str
     versions: dict[str, str]
+    closed: bool = False
 
     def infer(self, image: Float32, lam: float | Float32 | None = None) -> Float32:
         """Logits of a batch.
 
         image: (N, C, H, W) float32 in [0, 1]. lam: (N,) float32, a λ per image, or one number
         for all; a pinned network takes none (or its own). Returns (N, K) float32.
-        Raises `InputError` on another shape or dtype, on NaN and on λ outside the trained range.
+        Raises `InputError` on another shape or dtype, on λ that is NaN or outside the trained
+        range, and after `close`. The values of `image` are not looked at: that would cost time.
         """
+        if self.closed:
+            raise InputError(f"this {self.backend} runner is closed: open it again")
         self._check_image(image)
-        return self._run(image, self._check_lambda(lam, len(image)))
+        lam_n = self._check_lambda(lam, len(image))
+        # Back ends take plain memory: no negative strides, no broadcasts.
+        return self._run(np.ascontiguousarray(image), np.ascontiguousarray(lam_n))
 
     @abstractmethod
     def _run(self, image: Float32, lam: Float32) -> Float32:
-        """Run checked arrays: image (N, C, H, W), lam (N,), both float32."""
+        """Run checked arrays: image (N, C, H, W), lam (N,), both float32 and contiguous."""
 
     def memory_mb(self) -> float | None:
         """Memory that the back end itself reports for this artifact; None: it cannot say."""
         return None
 
-    def close(self) -> None:  # noqa: B027 (most back ends have nothing to release)
-        """Release what the back end holds."""
+    def close(self) -> None:
+        """Release what the back end holds; `infer` is over."""
+        self.closed = True
 
     def __enter__(self) -> Runner:
         return self
@@ -91,7 +98,7 @@ class Runner(ABC):
             if pinned is None:
                 raise InputError("lambda is missing: pass a number in [0, 1], or one per image")
             lam = pinned
-        if isinstance(lam, (int, float)):
+        if isinstance(lam, (int, float, np.integer, np.floating)):
             lam_n = np.full(num_images, lam, dtype=np.float32)
         elif isinstance(lam, np.ndarray) and lam.dtype == np.float32:
             lam_n = lam

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oat_edge.require import require
 from oat_edge.runtime.runner import Float32, Runner, RunnerIO
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from oat_edge.nn.fold import FoldedNetwork
 
 
@@ -16,9 +18,9 @@ class TorchRunner(Runner):
 
     def __init__(self, folded: FoldedNetwork, io: RunnerIO) -> None:
         torch = require("torch", purpose="running a PyTorch network")
-        self._torch = torch
+        self._torch: Any = torch
         self._folded = folded
-        self._device = folded.scale_table.device
+        self._device = folded.table.device
         self.io = io
         self.backend = f"torch-{self._device.type}"
         self.device = str(self._device)
@@ -26,9 +28,13 @@ class TorchRunner(Runner):
         self.versions = {"torch": torch.__version__}
 
     def _run(self, image: Float32, lam: Float32) -> Float32:
-        torch = self._torch
-        with torch.inference_mode():
-            x = torch.from_numpy(image).to(self._device)
-            logits = self._folded(x, torch.from_numpy(lam).to(self._device))
+        with self._torch.inference_mode():
+            logits = self._folded(self._tensor(image), self._tensor(lam))
         out: Float32 = logits.cpu().numpy()
         return out
+
+    def _tensor(self, array: Float32) -> Tensor:
+        # torch has no read-only tensors and warns of arrays that are.
+        writable = array if array.flags.writeable else array.copy()
+        tensor: Tensor = self._torch.from_numpy(writable).to(self._device)
+        return tensor
