@@ -30,8 +30,10 @@ lint: setup
 	$(VENV)/bin/mypy
 
 bench: setup
+	$(PY) -m benchmarks.inference --threads 1
 	$(PY) -m benchmarks.inference
-	$(PY) -m benchmarks.train_step
+	$(PY) -m benchmarks.train_step --arch wrn-16-1 --batch 64
+	$(PY) -m benchmarks.train_step --arch resnet34 --batch 16 --rounds 4
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.common import console, interleaved, ratio, save
 from benchmarks.straightforward import StraightforwardNetwork
+from oat_edge.bench.throughput import available_cores
 from oat_edge.config import NetworkSpec
 from oat_edge.exporters.to_onnx import OPSET, export
 from oat_edge.nn.fold import fold
@@ -57,7 +58,8 @@ def main() -> None:
             for batch in BATCHES:
                 rows.append(measure(spec, width, batch, files, arguments))
                 console.print(line(rows[-1]), markup=False)
-    save("inference", {"arguments": vars(arguments), "rows": rows})
+    name = f"inference-{arguments.arch}-threads{arguments.threads or available_cores()}"
+    save(name, {"arguments": vars(arguments), "rows": rows})
 
 
 def measure(

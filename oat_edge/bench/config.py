@@ -10,6 +10,7 @@ from oat_edge.config import check_range
 from oat_edge.errors import InputError
 
 DeviceName = Literal["cpu", "cuda", "jetson"]
+MAX_BATCH = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +54,8 @@ class BenchConfig:
             raise InputError(f"device is '{self.device}': expected one of {choices}")
         if not self.batches or min(self.batches) < 1 or self.batches != _growing(self.batches):
             raise InputError(f"batches are {self.batches}: expected growing numbers of 1 or more")
+        if max(self.batches) > MAX_BATCH:
+            raise InputError(f"batch is {max(self.batches)}: expected {MAX_BATCH} or less")
         for name in ("min_seconds", "warmup_min_s", "rewarm_s", "throughput_seconds"):
             check_range(name, getattr(self, name), 0.0, 86400.0)
         for name, low in (("min_iterations", 1), ("rounds", 3), ("windows", 2)):

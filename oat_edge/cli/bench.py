@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -71,6 +72,10 @@ def bench(
     for file in (None if json in (None, "-") else Path(json), csv, plot):
         if file is not None:
             check_replaceable(file)
+    if not os.access(opened.path, os.W_OK):
+        raise InputError(
+            f"{opened.path} cannot be written, report.json goes there: copy the bundle"
+        )
     if plot is not None:
         _check_plot(plot, opened)
     console = output_console(json)

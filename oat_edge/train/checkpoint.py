@@ -61,7 +61,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(f"there is no checkpoint at {file}: train one with `oat-edge train`")
     tensors, facts = _read(file)
     remedy = "train again, or `oat-edge train --resume` if the run's train_state.pt is whole"
-    if facts.get("format") != FORMAT:
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise InputError(f"{file} is not an oat-edge checkpoint (no format '{FORMAT}')")
     header = facts.get("header", "")
     if facts.get("sha256") != _content_hash(tensors, header):
@@ -87,12 +87,13 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             facts = json.loads((opened.metadata() or {}).get(METADATA_KEY, "{}"))
             return tensors, facts
     except Exception as error:  # safetensors' error class is not an OSError or ValueError
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{file} cannot be read ({reason}): train again or resume") from None
 
 
 def _content_hash(tensors: dict[str, Tensor], header: str) -> str:
-    digest = hashlib.sha256(header.encode())
+    # A damaged escape can decode to half a character, which plain UTF-8 cannot encode.
+    digest = hashlib.sha256(header.encode(errors="surrogatepass"))
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())

@@ -68,6 +68,7 @@ class Trainer:
         self.config, self.dataset, self.run_dir = config, dataset, run_dir
         self.state = TrainState()
         self._written_epoch: int | None = None
+        self._resumed = resume
         if resume:
             self.state, saved, data = load_state(run_dir / TRAIN_STATE)
             if saved != config:
@@ -75,8 +76,8 @@ class Trainer:
             # The images themselves; they may lie in another folder by now.
             if data.get("splits") != dataset.record["splits"]:
                 raise InputError(f"the data of {run_dir} has changed since it was trained")
-        elif (run_dir / CHECKPOINT).exists() or (run_dir / TRAIN_STATE).exists():
-            raise InputError(f"{run_dir} already holds a run: pass --resume, or another --out")
+        else:
+            self._check_new()
         self.batch_size = min(config.batch_size, len(dataset.train))
         if self.batch_size < 2 * len(config.lambdas):
             raise InputError(
@@ -98,6 +99,10 @@ class Trainer:
         self.images = torch.from_numpy(dataset.train.images).to(self.device)
         self.labels = torch.from_numpy(dataset.train.labels).to(self.device)
         self._build()
+
+    def _check_new(self) -> None:
+        if any((self.run_dir / name).exists() for name in (CHECKPOINT, TRAIN_STATE)):
+            raise InputError(f"{self.run_dir} already holds a run: pass --resume, or another --out")
 
     def _build(self) -> None:
         config = self.config
@@ -133,6 +138,8 @@ class Trainer:
         raised. Files: config.json, metrics.jsonl, checkpoint.safetensors, train_state.pt.
         """
         with exclusive_lock(self.run_dir, wait=False):
+            if not self._resumed:
+                self._check_new()  # another command may have finished a run here meanwhile
             remove_temporaries(self.run_dir)
             write_json(self.run_dir / "config.json", self._record())
             point_latest(self.run_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from oat_edge.config import TrainConfig
 from oat_edge.errors import InputError
-from oat_edge.files import atomic_path
+from oat_edge.files import write_bytes
 
 TRAIN_STATE = "train_state.pt"
 FORMAT = "oat-edge/train-state/1"
@@ -42,8 +43,9 @@ def save_state(path: Path, state: TrainState, config: TrainConfig, data: dict[st
     texts = {"config": config.to_json(), "data": data, "metrics": state.metrics}
     content = {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
     content |= {name: json.dumps(value) for name, value in texts.items()}
-    with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, **content}, temporary)
+    buffer = io.BytesIO()  # torch's own file writer reports a full disk as a bug
+    torch.save({"format": FORMAT, **content}, buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def load_state(path: Path) -> tuple[TrainState, TrainConfig, dict[str, Any]]:

@@ -18,10 +18,20 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_inference(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["inference", "--arch", "resnet8", "--rounds", "2", "--calls", "1"]
+    arguments = [
+        "inference",
+        "--arch",
+        "resnet8",
+        "--rounds",
+        "2",
+        "--calls",
+        "1",
+        "--threads",
+        "1",
+    ]
     monkeypatch.setattr(sys, "argv", arguments)
     inference.main()
-    saved = json.loads((results / "inference.json").read_text())
+    saved = json.loads((results / "inference-resnet8-threads1.json").read_text())
     assert [(row["width"], row["batch"]) for row in saved["rows"]] == [
         (0.5, 1),
         (0.5, 16),

@@ -127,7 +127,7 @@ def test_resume_refuses_other_settings_and_other_data(
 ) -> None:
     (tmp_path / TRAIN_STATE).write_bytes((tiny_run / TRAIN_STATE).read_bytes())
     with pytest.raises(InputError, match="other settings"):
-        Trainer(tiny_config(lr=0.05), digits, tmp_path, resume=True)
+        Trainer(tiny_config(lr=0.03), digits, tmp_path, resume=True)
     from oat_edge.data import load
 
     with pytest.raises(InputError, match="data"):
