@@ -5,22 +5,15 @@ N batch, K knots, n clean samples (λ = 0), m adversarial ones (λ > 0)
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from oat_edge.attacks.pgd import pgd, training_step_size
-from oat_edge.nn.fold import FoldedNetwork, fold, refold
+from oat_edge.nn.fold import fold, refold
 from oat_edge.nn.network import OATSNetwork
 
 FilmTables = list[tuple[Tensor, Tensor]]
-
-# On a CPU a small network's attack is bound by its activations, not its weights: sixteen images
-# keep them in the cache (1.2x for wrn-16-1; with larger networks it gains nothing).
-CPU_CHUNK = 16
-CPU_CHUNK_MAX_PARAMETERS = 1_000_000
 
 
 class OATSStep:
@@ -119,26 +112,12 @@ class OATSStep:
     ) -> Tensor:
         folded = self.folded[width]
         refold(folded, self.network, width, film=film)
-        parts = [
-            pgd(
-                folded.at(lam_part),
-                x_part,
-                y_part,
-                eps=self.eps,
-                steps=self.attack_steps,
-                alpha=self.attack_alpha,
-                generator=generator,
-            )
-            for x_part, y_part, lam_part in _chunks(folded, x, y, lam)
-        ]
-        return torch.cat(parts)
-
-
-def _chunks(folded: FoldedNetwork, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The batch in parts that suit the device; attacked samples do not see each other."""
-    size = len(tensors[0])
-    if folded.table.device.type == "cpu":
-        num_parameters = sum(parameter.numel() for parameter in folded.parameters())
-        if num_parameters <= CPU_CHUNK_MAX_PARAMETERS:
-            size = CPU_CHUNK
-    return zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
+        return pgd(
+            folded.at(lam),
+            x,
+            y,
+            eps=self.eps,
+            steps=self.attack_steps,
+            alpha=self.attack_alpha,
+            generator=generator,
+        )
