@@ -14,7 +14,7 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(if $(TORCH_INDEX),$(PY) -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch)
+	$(if $(TORCH_INDEX),$(PY) -m pip install -q -c constraints.txt --no-deps --index-url $(TORCH_INDEX) torch)
 	$(PY) -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 

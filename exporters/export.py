@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from oat_edge.train.checkpoint import Checkpoint
 
 Say = Callable[[str], None]
+STAGING = ".export-"
+STALE_AFTER_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +42,8 @@ class ExportConfig:
     floor: bool = True
     """Beside each λ-input file, its twin pinned at the largest λ: bench measures what λ costs."""
     attack_samples: int = 500
-    """Test images that are attacked at every knot for the attack pack; 0 makes none."""
+    """Test images that are attacked at every knot for the attack pack, all if there are fewer;
+    0 makes none."""
     seed: int = 0
     """Draws the attacked images and the attack's random start."""
     replace: bool = False
@@ -87,8 +92,9 @@ def export_bundle(
     with exclusive_lock(out):
         # Files of another checkpoint are named before any work is done for nothing.
         check_same_checkpoint(out, checkpoint.sha256, replace=config.replace)
+        _remove_stale_staging(out)
     # Checked first, moved in together: a failure leaves the bundle as it was.
-    with TemporaryDirectory(prefix=".export-", dir=out) as folder:
+    with TemporaryDirectory(prefix=STAGING, dir=out) as folder:
         staging = Path(folder)
         artifacts: list[Artifact] = []
         for width in config.widths:
@@ -103,7 +109,10 @@ def export_bundle(
                 )
             if config.attack_samples:
                 assert dataset is not None
-                say(f"width {width:g}: attack pack, PGD-20 at {len(spec.lambdas)} λ")
+                num = min(config.attack_samples, len(dataset.test))
+                say(
+                    f"width {width:g}: attack pack, PGD-20 on {num} images at {len(spec.lambdas)} λ"
+                )
                 artifacts.append(_export_pack(checkpoint, config, folded, width, staging, dataset))
         return add_artifacts(
             out,
@@ -114,6 +123,13 @@ def export_bundle(
             staging=staging,
             replace=config.replace,
         )
+
+
+def _remove_stale_staging(out: Path) -> None:
+    """Remove what exports left that were killed, at least a day ago."""
+    for folder in out.glob(f"{STAGING}*"):
+        if time.time() - folder.stat().st_mtime > STALE_AFTER_S:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_pin(config: ExportConfig, knots: tuple[float, ...]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,10 @@ def export(
     if pinned_lambda is not None:
         from oat_edge.exporters.graph import fold_affine_into_conv
 
-        fold_affine_into_conv(model)
+        if not fold_affine_into_conv(model) and _has_conv_before_norm(folded):
+            raise BuildError(
+                "no affine folded into a convolution: the exporter's graph has changed"
+            )
     _strip(model)
     facts = {
         "spec": json.dumps(spec.to_json(), sort_keys=True),
@@ -124,6 +128,19 @@ def _trace(folded: FoldedNetwork, spec: NetworkSpec, pinned_lambda: float | None
         logger.setLevel(level)
     assert program is not None
     return program.model_proto
+
+
+def _has_conv_before_norm(folded: FoldedNetwork) -> bool:
+    """Whether some convolution's output goes straight into a channel affine."""
+    import torch
+
+    from oat_edge.nn.fold import ChannelAffine
+
+    modules = list(folded.backbone.modules())
+    return any(
+        isinstance(a, torch.nn.Conv2d) and isinstance(b, ChannelAffine)
+        for a, b in pairwise(modules)
+    )
 
 
 def _strip(model: Any) -> None:

@@ -12,7 +12,7 @@ from oat_edge.attacks.pgd import pgd
 from oat_edge.evaluation.pack import AttackPack, Int64, UInt8, levels
 from oat_edge.nn.fold import FoldedNetwork
 
-STEPS = 20
+STEPS, RESTARTS = 20, 5
 
 
 def craft_pack(
@@ -29,9 +29,11 @@ def craft_pack(
     batch_size: int = 250,
     progress: Callable[[int], None] = lambda images: None,
 ) -> AttackPack:
-    """PGD-20 at each λ on the network of one width, keeping each sample's strongest iterate.
+    """PGD-20 with five restarts at each λ, on the network of one width.
 
-    images: (N, C, H, W) uint8; labels, indices: (N,). progress is told of every batch's size.
+    A restart attacks the images that are still classified right after rounding to the 8-bit grid
+    (one restart alone was seen to overstate RA by half). images: (N, C, H, W) uint8; labels,
+    indices: (N,). progress is told of every batch's size.
     """
     alpha = eps / 4  # 2/255 at 8/255, the usual choice for PGD-20
     adversarial = np.empty((len(lambdas), *images.shape), dtype=np.uint8)
@@ -42,18 +44,8 @@ def craft_pack(
             batch = slice(start, start + batch_size)
             x = torch.from_numpy(images[batch]).to(device).float() / 255
             y = torch.from_numpy(labels[batch]).to(device)
-            logits = folded.at(torch.full((len(x),), lam, device=device))
-            x_adv = pgd(
-                logits,
-                x,
-                y,
-                eps=eps,
-                steps=STEPS,
-                alpha=alpha,
-                generator=generator,
-                keep_best=True,
-            )
-            adversarial[row, batch] = to_grid(x_adv, x, eps).cpu().numpy()
+            worst = _worst_of_restarts(folded, x, y, lam, eps, alpha, generator)
+            adversarial[row, batch] = worst.cpu().numpy()
             progress(len(x))
     return AttackPack(
         attack=f"pgd{STEPS}",
@@ -61,12 +53,52 @@ def craft_pack(
         lambdas=lambdas,
         eps=eps,
         checkpoint_sha256=checkpoint_sha256,
-        settings={"steps": STEPS, "alpha": alpha, "seed": seed, "random_start": True},
+        settings={
+            "steps": STEPS,
+            "restarts": RESTARTS,
+            "alpha": alpha,
+            "seed": seed,
+            "random_start": True,
+            "iterate": "highest loss",
+        },
         indices=indices,
         labels=labels,
         images=images,
         adversarial=adversarial,
     )
+
+
+def _worst_of_restarts(
+    folded: FoldedNetwork,
+    x: Tensor,
+    y: Tensor,
+    lam: float,
+    eps: float,
+    alpha: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """(N, C, H, W) uint8: of each image the first that fools the network, else the last tried."""
+    found = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
+    left = torch.arange(len(x), device=x.device)
+    for _ in range(RESTARTS):
+        if not len(left):
+            break
+        logits = folded.at(torch.full((len(left),), lam, device=x.device))
+        x_adv = pgd(
+            logits,
+            x[left],
+            y[left],
+            eps=eps,
+            steps=STEPS,
+            alpha=alpha,
+            generator=generator,
+            keep_best=True,
+        )
+        found[left] = to_grid(x_adv, x[left], eps)
+        with torch.no_grad():
+            right = logits(found[left].float() / 255).argmax(dim=1) == y[left]
+        left = left[right]
+    return found
 
 
 def to_grid(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:

@@ -38,7 +38,7 @@ class BenchConfig:
     rewarm_s: float = 0.1
     """Unrecorded time after each switch between configurations."""
     threads: int | None = None
-    """CPU threads of one request in latency mode; None lets the back end choose."""
+    """CPU threads of one request in latency mode; None is one per core."""
     throughput_seconds: float = 3.0
     """Measured time per (artifact, batch) in throughput mode."""
     throughput_workers: int | None = None

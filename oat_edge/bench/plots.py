@@ -235,7 +235,7 @@ def _caption(report: Report, rows: Sequence[Row]) -> str:
     return "   ·   ".join(
         [
             device.board or device.model or device.machine,
-            f"{rows[0].backend} {rows[0].precision}",
+            f"{rows[0].backend} {rows[0].precision}, {report.settings.get('threads')} threads",
             f"n = {'–'.join(f'{size:,}' for size in dict.fromkeys((sizes[0], sizes[-1])))}",
             f"attack {', '.join(attacks)}" + (f", ε = {eps}" if eps else ""),
             "bars: 95 % intervals",

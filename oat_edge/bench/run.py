@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -50,6 +51,8 @@ def bench_bundle(
     Raises `DependencyError` (device), `InputError` (bundle, widths, λ, packs).
     """
     check_device(config.device)
+    # Said, not left to the back end: a latency without its threads is no figure.
+    config = dataclasses.replace(config, threads=config.threads or available_cores())
     check_lambdas(bundle, lambdas)
     artifacts = onnx_artifacts(bundle, widths)
     packs = {width: load_packs(bundle, width) for width in widths}

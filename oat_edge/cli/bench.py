@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as json_module
 import os
 import sys
@@ -86,7 +87,9 @@ def bench(
         json_module.dump(report.to_json(), sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")
     elif json is not None:
-        write_json(Path(json), report.to_json())
+        # The raw samples stay beside report.json in the bundle: say where from here.
+        samples = os.path.relpath(opened.path / str(report.samples_file), Path(json).parent)
+        write_json(Path(json), dataclasses.replace(report, samples_file=samples).to_json())
     if csv is not None:
         write_csv(report, csv)
     if plot is not None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from oat_edge.data import Dataset
     from oat_edge.train.checkpoint import Checkpoint
 
+BUNDLES = Path("bundles")
+
 
 def export(
     checkpoint: Annotated[
@@ -73,8 +75,9 @@ def export(
     dataset = None
     if attack_samples:
         dataset = load_test_data(loaded, data_dir=data_dir, download=download)
-    run_export(loaded, config, out or Path("bundles") / loaded.run, dataset, console)
-    console.print("next: oat-edge bench", markup=False)
+    out = out or BUNDLES / loaded.run
+    run_export(loaded, config, out, dataset, console)
+    console.print(f"next: oat-edge bench{'' if out.parent == BUNDLES else f' --bundle {out}'}")
 
 
 def load_test_data(checkpoint: Checkpoint, *, data_dir: Path | None, download: bool) -> Dataset:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Of every row of this version; the report says it, the screen need not.
 SILENT = "energy_mj"
+# A figure, not the 95 of p95.
+NUMBER = re.compile(r"(?<![A-Za-z\d.])\d+(\.\d+)?")
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -78,7 +80,7 @@ def _warnings(report: Report) -> list[str]:
     for row in report.rows:
         for text in row.warnings:
             if not text.startswith(SILENT):
-                groups.setdefault(re.sub(r"\d+(\.\d+)?", "#", text), []).append(text)
+                groups.setdefault(NUMBER.sub("#", text), []).append(text)
     lines = []
     for texts in groups.values():
         worst = max(texts, key=_first_number)
@@ -87,5 +89,5 @@ def _warnings(report: Report) -> list[str]:
 
 
 def _first_number(text: str) -> float:
-    match = re.search(r"\d+(\.\d+)?", text)
+    match = NUMBER.search(text)
     return float(match[0]) if match else 0.0

@@ -113,7 +113,8 @@ def train(
     )
     run_training(trainer, console)
     console.print(f"run: {trainer.run_dir}", markup=False)
-    console.print("next: oat-edge export", markup=False)
+    usual = trainer.run_dir.parent == LATEST.parent
+    console.print(f"next: oat-edge export{'' if usual else f' --checkpoint {trainer.run_dir}'}")
 
 
 def open_trainer(
@@ -173,7 +174,8 @@ def run_training(trainer: Trainer, console: Console) -> None:
     done = trainer.state.epoch * trainer.steps_per_epoch + trainer.state.step
     console.print(
         f"training {config.arch} on {trainer.dataset.name}: {len(trainer.dataset.train)} images, "
-        f"{config.epochs} epochs, widths {_join(config.widths)}, λ {_join(config.lambdas)}, "
+        f"{config.epochs} epochs, batch {trainer.batch_size}, widths {_join(config.widths)}, "
+        f"λ {_join(config.lambdas)}, "
         f"ε {config.eps * 255:g}/255, {trainer.device}",
         markup=False,
     )

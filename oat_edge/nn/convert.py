@@ -79,6 +79,13 @@ def convert(
 
 
 def _refuse_unknown(net: nn.Module) -> None:
+    names: dict[nn.Module, str] = {}
+    for name, module in net.named_modules(remove_duplicate=False):
+        if isinstance(module, CONVERTIBLE) and names.setdefault(module, name) != name:
+            raise InputError(
+                f"layer '{name}' is '{names[module]}' under a second name: give each place a "
+                "layer of its own before converting"
+            )
     for name, module in net.named_modules():
         if type(module) in CONVERTIBLE:
             if isinstance(module, nn.BatchNorm2d) and not (

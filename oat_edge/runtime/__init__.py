@@ -21,7 +21,8 @@ def open_runner(
     """Open one width of a bundle on a device.
 
     width: one that was exported; None takes the widest. pinned_lambda: open the file with that λ
-    folded in instead of the one with λ as an input. threads: CPU threads; None is all cores.
+    folded in instead of the one with λ as an input. threads: CPU threads; None lets the back
+    end choose.
     The file's hash is checked first. Raises `InputError` (bad bundle, no such width),
     `DependencyError` (no ONNX Runtime), `FallbackError`.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider"}
 class OrtRunner(Runner):
     """An ONNX file in ONNX Runtime, on the CPU.
 
-    threads: intra-op threads; None lets ONNX Runtime use one per physical core.
+    threads: intra-op threads; None lets ONNX Runtime choose (one per physical core).
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class OrtRunner(Runner):
         self.backend = f"onnxruntime-{device}"
         self.device = device
         self.precision = "fp32"
-        self.threads = threads or os.cpu_count() or 1
         self.versions = {"onnxruntime": ort.__version__}
 
     def _run(self, image: Float32, lam: Float32) -> Float32:

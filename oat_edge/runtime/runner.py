@@ -65,10 +65,6 @@ class Runner(ABC):
     def _run(self, image: Float32, lam: Float32) -> Float32:
         """Run checked arrays: image (N, C, H, W), lam (N,), both float32 and contiguous."""
 
-    def memory_mb(self) -> float | None:
-        """Memory that the back end itself reports for this artifact; None: it cannot say."""
-        return None
-
     def close(self) -> None:
         """Release what the back end holds; `infer` is over."""
         self.closed = True

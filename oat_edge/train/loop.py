@@ -84,6 +84,12 @@ class Trainer:
                 f"a batch has {self.batch_size} images: {len(config.lambdas)} lambdas need at "
                 f"least {2 * len(config.lambdas)}"
             )
+        num_clean = math.ceil(self.batch_size * (config.clean_share or 1 / len(config.lambdas)))
+        if len(config.lambdas) > 1 and not 2 <= num_clean <= self.batch_size - 2:
+            raise InputError(
+                f"clean_share {config.clean_share} leaves {num_clean} of {self.batch_size} images "
+                "to λ = 0: batch norm needs two or more in each branch"
+            )
         self.steps_per_epoch = len(dataset.train) // self.batch_size
         self.spec = NetworkSpec(
             arch=config.arch,
@@ -141,6 +147,8 @@ class Trainer:
             if not self._resumed:
                 self._check_new()  # another command may have finished a run here meanwhile
             remove_temporaries(self.run_dir)
+            if not self._resumed:
+                self._save()  # from here on the run can be resumed, whenever it is killed
             write_json(self.run_dir / "config.json", self._record())
             point_latest(self.run_dir)
             self._write_results()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from oat_edge.attacks.pgd import pgd
+from oat_edge.data.splits import permutation
 from oat_edge.nn.fold import FoldedNetwork
 from oat_edge.operating_point import OperatingPoint
 
@@ -43,13 +44,15 @@ def validate(
     seed: int,
     batch_size: int = 500,
 ) -> list[PointAccuracy]:
-    """Accuracies at every width and knot; PGD on the first `num_attacked` images.
+    """Accuracies at every width and knot; PGD on a seeded choice of `num_attacked` images.
 
-    folded: width -> its present folded network. images: (N, C, H, W) uint8 in random order.
+    folded: width -> its present folded network. images: (N, C, H, W) uint8, in any order.
     """
     grid = []
     x, y = images.float() / 255, labels
-    x_few, y_few = x[:num_attacked], y[:num_attacked]
+    # A validation split may be sorted by class: a part of it must not be.
+    few = torch.from_numpy(permutation(len(x), (seed,))[:num_attacked]).to(x.device)
+    x_few, y_few = x[few], y[few]
     for width, network in folded.items():
         for lam in network.knots:
             generator = torch.Generator().manual_seed(seed)

@@ -89,6 +89,16 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+class SharedNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.BatchNorm2d(8)
+        self.second = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
 class ScaledConv(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
@@ -139,6 +149,7 @@ def test_conversion_keeps_the_function_at_full_width() -> None:
         (_cnn(nn.PReLU(8)), "middle.0", "PReLU"),
         (_cnn(LayerScale()), "middle.0", "LayerScale"),
         (_cnn(ScaledConv(8, 8, 1)), "middle.0", "ScaledConv"),
+        (_cnn(SharedNorm()), "middle.0.second", "second name"),
         (_cnn(nn.Flatten(2), nn.MultiheadAttention(64, 4)), "middle.1", "MultiheadAttention"),
         (Concatenating(), "bn", "concatenated"),
         (FixedView(), "width 0.5", "number of channels"),

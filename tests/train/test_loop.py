@@ -65,23 +65,25 @@ from oat_edge.data import load
 from oat_edge.train.loop import Trainer
 from tests.conftest import tiny_config
 
-run = Path(sys.argv[1])
-resume = (run / "train_state.pt").exists()
+run, resume = Path(sys.argv[1]), sys.argv[2] == "resume"
 trainer = Trainer(tiny_config(epochs=8), load("digits", train_samples=120), run, resume=resume)
-print("ready", flush=True)
 trainer.train(should_stop=lambda: print("step", flush=True))
 """
 
 
-def _train_in_a_process(run_dir: Path, kill_after_lines: int | None, delay_s: float = 0) -> int:
+def _train_in_a_process(
+    run_dir: Path, *, resume: bool, kill_after_lines: int | None, delay_s: float = 0
+) -> int:
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED_RUN, str(run_dir)],
+        [sys.executable, "-c", KILLED_RUN, str(run_dir), "resume" if resume else "new"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     if kill_after_lines is not None:
+        while not (run_dir / "config.json").exists():
+            time.sleep(0.005)
         for _ in range(kill_after_lines):
             process.stdout.readline()
         time.sleep(delay_s)
@@ -96,11 +98,14 @@ def test_sigkill_at_any_moment_and_resume_gives_the_same_bytes(
 ) -> None:
     """Real processes, killed before the first step, inside an epoch and around its end."""
     Trainer(tiny_config(epochs=8), digits, tmp_path / "whole").train()
-    moments = random.Random(0)
-    for lines in (1, 2, 4):
-        delay_s = moments.uniform(0, 0.05)
-        assert _train_in_a_process(tmp_path / "run", lines, delay_s) == -signal.SIGKILL
-    assert _train_in_a_process(tmp_path / "run", None) == 0
+    moments, run = random.Random(0), tmp_path / "run"
+    # The first kill falls as soon as the run is there; every later start is a --resume.
+    for lines in (0, 2, 4):
+        code = _train_in_a_process(
+            run, resume=lines > 0, kill_after_lines=lines, delay_s=moments.uniform(0, 0.05)
+        )
+        assert code == -signal.SIGKILL
+    assert _train_in_a_process(run, resume=True, kill_after_lines=None) == 0
     whole = (tmp_path / "whole" / CHECKPOINT).read_bytes()
     assert (tmp_path / "run" / CHECKPOINT).read_bytes() == whole
     left = {path.name for path in (tmp_path / "run").iterdir()} - {".lock"}
