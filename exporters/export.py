@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -25,9 +24,19 @@ if TYPE_CHECKING:
     from oat_edge.nn.fold import FoldedNetwork
     from oat_edge.train.checkpoint import Checkpoint
 
-Say = Callable[[str], None]
+
 STAGING = ".export-"
 STALE_AFTER_S = 24 * 3600.0
+
+
+class Say(Protocol):
+    """Told what is being done, and again with the share of it in (0, 1] where it takes long."""
+
+    def __call__(self, text: str, share: float = 0.0) -> None: ...  # noqa: D102
+
+
+def _silent(text: str, share: float = 0.0) -> None:
+    pass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +85,7 @@ def export_bundle(
     out: Path,
     *,
     dataset: Dataset | None,
-    say: Say = lambda text: None,
+    say: Say = _silent,
 ) -> Bundle:
     """Export widths of a checkpoint into the bundle at `out`, and return it.
 
@@ -109,11 +118,9 @@ def export_bundle(
                 )
             if config.attack_samples:
                 assert dataset is not None
-                num = min(config.attack_samples, len(dataset.test))
-                say(
-                    f"width {width:g}: attack pack, PGD-20 on {num} images at {len(spec.lambdas)} λ"
+                artifacts.append(
+                    _export_pack(checkpoint, config, folded, width, staging, dataset, say)
                 )
-                artifacts.append(_export_pack(checkpoint, config, folded, width, staging, dataset))
         return add_artifacts(
             out,
             artifacts,
@@ -188,6 +195,7 @@ def _export_pack(
     width: float,
     out: Path,
     dataset: Dataset,
+    say: Say,
 ) -> Artifact:
     from oat_edge.attacks.craft import craft_pack
     from oat_edge.exporters.to_onnx import in_name
@@ -200,6 +208,15 @@ def _export_pack(
     # The same images for every width, so that widths are compared on equal terms.
     generator = np.random.default_rng(config.seed)
     indices = np.sort(generator.permutation(len(test))[: config.attack_samples]).astype(np.int64)
+    text = f"width {width:g}: attack pack, PGD-20 on {len(indices)} images at {len(spec.lambdas)} λ"
+    say(text)
+    num_done, total = 0, len(indices) * len(spec.lambdas)
+
+    def progress(num_images: int) -> None:
+        nonlocal num_done
+        num_done += num_images
+        say(text, num_done / total)
+
     pack = craft_pack(
         folded,
         np.ascontiguousarray(test.images[indices]),
@@ -210,6 +227,8 @@ def _export_pack(
         eps=spec.eps,
         checkpoint_sha256=checkpoint.sha256,
         seed=config.seed,
+        batch_size=100,
+        progress=progress,
     )
     path = out / f"attacks-w{in_name(width)}-{pack.attack}.npz"
     pack.save(path)

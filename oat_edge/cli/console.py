@@ -68,9 +68,16 @@ def bar(console: Console, *columns: str, count: bool = False) -> Progress:
 
 @contextmanager
 def steps(console: Console) -> Iterator[Any]:
-    """Yield `say(text)`: a spinner on a terminal, a line each elsewhere."""
-    if console.is_terminal:
-        with console.status("") as status:
-            yield lambda text: status.update(text)
-    else:
-        yield lambda text: console.print(text, markup=False)
+    """Yield `say(text, share)`: a bar on a terminal; elsewhere a line as each step begins."""
+    if not console.is_terminal:
+        yield lambda text, share=0.0: None if share else console.print(text)
+        return
+    with bar(console) as progress:
+        task = progress.add_task("", total=1.0)
+
+        def say(text: str, share: float = 0.0) -> None:
+            if not share:
+                progress.reset(task)  # each step has its own time left
+            progress.update(task, description=text, completed=share)
+
+        yield say
