@@ -16,6 +16,7 @@ import numpy as np
 from oat_edge.bundle import Artifact, Bundle, add_artifacts, check_same_checkpoint
 from oat_edge.config import check_range
 from oat_edge.errors import InputError
+from oat_edge.evaluation.pack import AttackPack, Int64
 from oat_edge.exporters import EXPORTERS
 from oat_edge.files import exclusive_lock, sha256_file
 
@@ -100,7 +101,7 @@ def export_bundle(
     _check_pin(config, spec.lambdas)
     with exclusive_lock(out):
         # Files of another checkpoint are named before any work is done for nothing.
-        check_same_checkpoint(out, checkpoint.sha256, replace=config.replace)
+        old = check_same_checkpoint(out, checkpoint.sha256, replace=config.replace)
         _remove_stale_staging(out)
     # Checked first, moved in together: a failure leaves the bundle as it was.
     with TemporaryDirectory(prefix=STAGING, dir=out) as folder:
@@ -118,6 +119,9 @@ def export_bundle(
                 )
             if config.attack_samples:
                 assert dataset is not None
+                if _has_pack(old, checkpoint, config, width, dataset):
+                    say(f"width {width:g}: attack pack is there already")
+                    continue
                 artifacts.append(
                     _export_pack(checkpoint, config, folded, width, staging, dataset, say)
                 )
@@ -205,9 +209,7 @@ def _export_pack(
         raise InputError(
             f"the test images are {test.images.shape[1:]}, the network takes {spec.image_shape}"
         )
-    # The same images for every width, so that widths are compared on equal terms.
-    generator = np.random.default_rng(config.seed)
-    indices = np.sort(generator.permutation(len(test))[: config.attack_samples]).astype(np.int64)
+    indices = _attacked_indices(config, len(test))
     text = f"width {width:g}: attack pack, PGD-20 on {len(indices)} images at {len(spec.lambdas)} λ"
     say(text)
     num_done, total = 0, len(indices) * len(spec.lambdas)
@@ -241,3 +243,33 @@ def _export_pack(
         precision_requested="uint8",
         precision_observed="uint8",
     )
+
+
+def _attacked_indices(config: ExportConfig, num_test: int) -> Int64:
+    """Places of the attacked images: the same for every width, so that widths compare."""
+    order = np.random.default_rng(config.seed).permutation(num_test)
+    return np.sort(order[: config.attack_samples]).astype(np.int64)
+
+
+def _has_pack(
+    old: Bundle | None,
+    checkpoint: Checkpoint,
+    config: ExportConfig,
+    width: float,
+    dataset: Dataset,
+) -> bool:
+    """Whether the bundle holds the pack that would be made: same checkpoint, images and attack."""
+    from oat_edge.attacks.craft import attack_settings
+
+    if old is None or old.checkpoint_sha256 != checkpoint.sha256:
+        return False
+    expected = attack_settings(checkpoint.spec.eps, config.seed)
+    indices = _attacked_indices(config, len(dataset.test))
+    for artifact in old.of_format("attacks"):
+        if artifact.width == width:
+            try:
+                pack = AttackPack.load(old.checked_path(artifact))
+            except InputError:
+                return False  # damaged: make it again
+            return pack.settings == expected and np.array_equal(pack.indices, indices)
+    return False

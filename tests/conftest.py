@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
+
+# Before torch is imported, and for every child process: the networks here are tiny, and two
+# threads that wait for each other on a busy machine take minutes.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable

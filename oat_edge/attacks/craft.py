@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from oat_edge.evaluation.pack import AttackPack, Int64, UInt8, levels
 from oat_edge.nn.fold import FoldedNetwork
 
 STEPS, RESTARTS = 20, 5
+STEPS_PER_RADIUS = 4  # alpha is 2/255 at 8/255, the usual choice for PGD-20
 
 
 def craft_pack(
@@ -35,7 +37,7 @@ def craft_pack(
     (one restart alone was seen to overstate RA by half). images: (N, C, H, W) uint8; labels,
     indices: (N,). progress is told of every batch's size.
     """
-    alpha = eps / 4  # 2/255 at 8/255, the usual choice for PGD-20
+    alpha = eps / STEPS_PER_RADIUS
     adversarial = np.empty((len(lambdas), *images.shape), dtype=np.uint8)
     generator = torch.Generator().manual_seed(seed)
     device = folded.table.device
@@ -53,19 +55,24 @@ def craft_pack(
         lambdas=lambdas,
         eps=eps,
         checkpoint_sha256=checkpoint_sha256,
-        settings={
-            "steps": STEPS,
-            "restarts": RESTARTS,
-            "alpha": alpha,
-            "seed": seed,
-            "random_start": True,
-            "iterate": "highest loss",
-        },
+        settings=attack_settings(eps, seed),
         indices=indices,
         labels=labels,
         images=images,
         adversarial=adversarial,
     )
+
+
+def attack_settings(eps: float, seed: int) -> dict[str, Any]:
+    """What a pack says of how it was made; equal settings give equal images."""
+    return {
+        "steps": STEPS,
+        "restarts": RESTARTS,
+        "alpha": eps / STEPS_PER_RADIUS,
+        "seed": seed,
+        "random_start": True,
+        "iterate": "highest loss",
+    }
 
 
 def _worst_of_restarts(
