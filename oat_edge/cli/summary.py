@@ -29,6 +29,7 @@ def print_report(report: Report, console: Console) -> None:
     attacks = ", ".join(report.settings.get("attacks", {})) or "no attack"
     lines = [
         f"SA: standard accuracy. RA: robust accuracy, worst case over {attacks}, an upper bound.",
+        "Latency is measured once per file and batch, over all λ in turn: λ share the figure.",
         "Front ●: in its batch no setting is as good in p50, SA and RA and better in one of them.",
     ]
     for line in lines:
@@ -56,9 +57,10 @@ def _lambda_cost(report: Report) -> list[str]:
     lines: dict[float, list[str]] = {}
     for cost in report.lambda_cost:
         ratio = f"{cost.ratio:.2f}x" if cost.ratio is not None else f"unknown ({cost.reason})"
-        lines.setdefault(cost.width, []).append(f"{ratio} at batch {cost.batch}")
+        pinned = f" (λ={cost.pinned_lambda:g} pinned)" if cost.pinned_lambda is not None else ""
+        lines.setdefault(cost.width, []).append(f"{ratio} at batch {cost.batch}{pinned}")
     return [
-        f"λ as an input costs, width {width:g}: {', '.join(parts)} (p50 over the pinned file's)"
+        f"λ as an input costs, width {width:g}: {', '.join(parts)}"
         for width, parts in lines.items()
     ]
 

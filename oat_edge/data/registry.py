@@ -81,6 +81,8 @@ def load(
 
 def _load_raw(data: str, *, data_dir: Path | None, download: bool) -> RawData:
     if data in DATASETS:
+        if data_dir is not None and not data_dir.is_dir():
+            raise InputError(f"data-dir is '{data_dir}': expected a folder that is there")
         raw: RawData = _resolve(DATASETS[data])(data_dir=data_dir, download=download)
         return raw
     path, kind = _path_kind(data)

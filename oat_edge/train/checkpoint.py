@@ -57,6 +57,11 @@ def save_checkpoint(
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a run directory or a checkpoint file; any damage raises `InputError`."""
     file = path / CHECKPOINT if path.is_dir() else path
+    if not file.is_file() and (file.parent / "train_state.pt").exists():
+        raise InputError(
+            f"run {file.parent.resolve().name} was stopped before its first checkpoint: go on with "
+            f"`oat-edge train --resume --out {file.parent}`, or name another run"
+        )
     if not file.is_file():
         raise InputError(f"there is no checkpoint at {file}: train one with `oat-edge train`")
     tensors, facts = _read(file)
