@@ -3,8 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-# Where a CPU-only machine gets a torch without CUDA, for example
-#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Where a CPU-only machine gets a torch without CUDA: the URL of PyTorch's CPU wheel index.
 # Empty: torch comes from wherever pip looks, as constraints.txt pins it.
 TORCH_INDEX ?=
 
