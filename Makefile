@@ -31,6 +31,7 @@ lint: setup
 bench: setup
 	$(PY) -m benchmarks.inference --threads 1
 	$(PY) -m benchmarks.inference
+	$(PY) -m benchmarks.lambda_variants
 	$(PY) -m benchmarks.train_step --arch wrn-16-1 --batch 64
 	$(PY) -m benchmarks.train_step --arch resnet34 --batch 16 --rounds 4
 
