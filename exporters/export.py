@@ -16,7 +16,7 @@ import numpy as np
 from oat_edge.bundle import Artifact, Bundle, add_artifacts, check_same_checkpoint
 from oat_edge.config import check_range
 from oat_edge.errors import InputError
-from oat_edge.evaluation.pack import AttackPack, Int64
+from oat_edge.evaluation.pack import AttackPack, chosen_indices
 from oat_edge.exporters import EXPORTERS
 from oat_edge.files import exclusive_lock, sha256_file
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from oat_edge.train.checkpoint import Checkpoint
 
 
+# What a pack can hold; keys of oat_edge.attacks.stages.ATTACKS, known without torch.
+PACK_ATTACKS = ("pgd20", "apgd", "autoattack")
 STAGING = ".export-"
 STALE_AFTER_S = 24 * 3600.0
 
@@ -54,6 +56,8 @@ class ExportConfig:
     attack_samples: int = 500
     """Test images that are attacked at every knot for the attack pack, all if there are fewer;
     0 makes none."""
+    attack: str = "pgd20"
+    """One of `PACK_ATTACKS`."""
     seed: int = 0
     """Draws the attacked images and the attack's random start."""
     replace: bool = False
@@ -70,6 +74,8 @@ class ExportConfig:
             raise InputError("widths are empty: expected one or more")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}: expected a whole number in [0, 2^63)")
+        if self.attack not in PACK_ATTACKS:
+            raise InputError(f"attack is '{self.attack}': expected {', '.join(PACK_ATTACKS)}")
         if self.attack_samples < 0:
             raise InputError(f"attack_samples is {self.attack_samples}: expected 0 or more")
 
@@ -99,6 +105,7 @@ def export_bundle(
         raise InputError("attack packs need the data set: give it, or --attack-samples 0")
     spec = checkpoint.spec
     _check_pin(config, spec.lambdas)
+    _check_attack(config, spec.num_classes)
     with exclusive_lock(out):
         # Files of another checkpoint are named before any work is done for nothing.
         old = check_same_checkpoint(out, checkpoint.sha256, replace=config.replace)
@@ -146,6 +153,15 @@ def _remove_stale_staging(out: Path) -> None:
 def _check_pin(config: ExportConfig, knots: tuple[float, ...]) -> None:
     if config.pin_lambda is not None and not knots[0] <= config.pin_lambda <= knots[-1]:
         raise InputError(f"pin_lambda is {config.pin_lambda:g}: this network has λ={knots[0]:g}")
+
+
+def _check_attack(config: ExportConfig, num_classes: int) -> None:
+    """Raise now what the attack would raise after minutes of exporting."""
+    from oat_edge.attacks.autoattack import check_num_classes, implementation
+
+    if config.attack_samples and config.attack != "pgd20":
+        check_num_classes(num_classes)
+        implementation()
 
 
 def _export_checked(
@@ -201,6 +217,8 @@ def _export_pack(
     dataset: Dataset,
     say: Say,
 ) -> Artifact:
+    import torch
+
     from oat_edge.attacks.craft import craft_pack
     from oat_edge.exporters.to_onnx import in_name
 
@@ -209,28 +227,27 @@ def _export_pack(
         raise InputError(
             f"the test images are {test.images.shape[1:]}, the network takes {spec.image_shape}"
         )
-    indices = _attacked_indices(config, len(test))
-    text = f"width {width:g}: attack pack, PGD-20 on {len(indices)} images at {len(spec.lambdas)} λ"
+    indices = chosen_indices(len(test), config.attack_samples, config.seed)
+    text = (
+        f"width {width:g}: attack pack, {config.attack} on {len(indices)} images "
+        f"at {len(spec.lambdas)} λ"
+    )
     say(text)
-    num_done, total = 0, len(indices) * len(spec.lambdas)
-
-    def progress(num_images: int) -> None:
-        nonlocal num_done
-        num_done += num_images
-        say(text, num_done / total)
-
+    # Gradients are up to 1.5x faster in this layout.
+    folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pack = craft_pack(
         folded,
         np.ascontiguousarray(test.images[indices]),
         test.labels[indices],
         indices,
+        attack=config.attack,
         width=width,
         lambdas=spec.lambdas,
+        num_classes=spec.num_classes,
         eps=spec.eps,
         checkpoint_sha256=checkpoint.sha256,
         seed=config.seed,
-        batch_size=100,
-        progress=progress,
+        progress=lambda share: say(text, share),
     )
     path = out / f"attacks-w{in_name(width)}-{pack.attack}.npz"
     pack.save(path)
@@ -245,12 +262,6 @@ def _export_pack(
     )
 
 
-def _attacked_indices(config: ExportConfig, num_test: int) -> Int64:
-    """Places of the attacked images: the same for every width, so that widths compare."""
-    order = np.random.default_rng(config.seed).permutation(num_test)
-    return np.sort(order[: config.attack_samples]).astype(np.int64)
-
-
 def _has_pack(
     old: Bundle | None,
     checkpoint: Checkpoint,
@@ -259,17 +270,19 @@ def _has_pack(
     dataset: Dataset,
 ) -> bool:
     """Whether the bundle holds the pack that would be made: same checkpoint, images and attack."""
-    from oat_edge.attacks.craft import attack_settings
+    from oat_edge.attacks.craft import pack_settings
 
     if old is None or old.checkpoint_sha256 != checkpoint.sha256:
         return False
-    expected = attack_settings(checkpoint.spec.eps, config.seed)
-    indices = _attacked_indices(config, len(dataset.test))
+    spec = checkpoint.spec
+    expected = pack_settings(config.attack, spec.eps, config.seed, spec.num_classes)
+    indices = chosen_indices(len(dataset.test), config.attack_samples, config.seed)
     for artifact in old.of_format("attacks"):
-        if artifact.width == width:
+        if artifact.width == width and artifact.attack == config.attack:
             try:
                 pack = AttackPack.load(old.checked_path(artifact))
             except InputError:
                 return False  # damaged: make it again
-            return pack.settings == expected and np.array_equal(pack.indices, indices)
+            same = pack.settings == expected and pack.eps == spec.eps
+            return same and np.array_equal(pack.indices, indices)
     return False

@@ -21,6 +21,7 @@ EXTRAS = {
     "tensorrt": "trt",
     "tensorrt_rtx": "trt-rtx",
     "matplotlib": "report",
+    "pyautoattack": "attack",
 }
 
 

@@ -110,6 +110,18 @@ def tiny_bundle(
 
 
 @pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learnt digits, unlike `tiny_run`: one width, λ 0 and 1. Do not change it."""
+    from oat_edge.train.loop import Trainer
+
+    small = {"epochs": 4, "train_samples": 600, "batch_size": 40, "val_every": 4}
+    config = tiny_config(widths=(1.0,), lambdas=(0.0, 1.0), eps=24 / 255, **small)
+    run_dir = tmp_path_factory.mktemp("runs") / "trained"
+    Trainer(config, load("digits", train_samples=600), run_dir).train()
+    return run_dir
+
+
+@pytest.fixture(scope="session")
 def child_environment() -> dict[str, str]:
     """Environment in which a child process finds this oat_edge from any folder, on one thread."""
     root = str(Path(oat_edge.__file__).resolve().parents[1])

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from oat_edge.attacks.pgd import pgd
-from oat_edge.evaluation.pack import AttackPack, Int64, UInt8, levels
+from oat_edge.attacks.stages import ATTACKS, COST, Logits, attack_settings, run_stage
+from oat_edge.evaluation.pack import AttackPack, Int64, UInt8
 from oat_edge.nn.fold import FoldedNetwork
-
-STEPS, RESTARTS = 20, 5
-STEPS_PER_RADIUS = 4  # alpha is 2/255 at 8/255, the usual choice for PGD-20
 
 
 def craft_pack(
@@ -23,39 +19,44 @@ def craft_pack(
     labels: Int64,
     indices: Int64,
     *,
+    attack: str = "pgd20",
     width: float,
     lambdas: tuple[float, ...],
+    num_classes: int,
     eps: float,
     checkpoint_sha256: str,
     seed: int,
-    batch_size: int = 250,
-    progress: Callable[[int], None] = lambda images: None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> AttackPack:
-    """PGD-20 with five restarts at each λ, on the network of one width.
+    """Attack every image at each λ on the network of one width; `attack` is one of `ATTACKS`.
 
-    A restart attacks the images that are still classified right after rounding to the 8-bit grid
-    (one restart alone was seen to overstate RA by half). images: (N, C, H, W) uint8; labels,
-    indices: (N,). progress is told of every batch's size.
+    An image counts as fooled only after rounding to the 8-bit grid; what a stage does not fool
+    goes on to the next. Images that nothing fools carry PGD-20's iterate of highest loss: on an
+    engine that computes a little differently it may do what it failed to do here.
+    images: (N, C, H, W) uint8; labels, indices: (N,). progress is told the share done.
     """
-    alpha = eps / STEPS_PER_RADIUS
+    x = torch.from_numpy(images).to(folded.table.device).float() / 255
+    y = torch.from_numpy(labels).to(folded.table.device)
+    stages = tuple(dict.fromkeys(("pgd20", *ATTACKS[attack])))
+    total, done = len(lambdas) * sum(COST[stage] for stage in stages), 0.0
     adversarial = np.empty((len(lambdas), *images.shape), dtype=np.uint8)
-    generator = torch.Generator().manual_seed(seed)
-    device = folded.table.device
     for row, lam in enumerate(lambdas):
-        for start in range(0, len(images), batch_size):
-            batch = slice(start, start + batch_size)
-            x = torch.from_numpy(images[batch]).to(device).float() / 255
-            y = torch.from_numpy(labels[batch]).to(device)
-            worst = _worst_of_restarts(folded, x, y, lam, eps, alpha, generator)
-            adversarial[row, batch] = worst.cpu().numpy()
-            progress(len(x))
+        logits = folded.at(torch.full((1,), lam, device=x.device))
+        x_adv, right = x.clone(), torch.ones(len(x), dtype=torch.bool, device=x.device)
+        for stage in stages:
+            _attack_what_is_left(
+                stage, logits, x, y, x_adv, right, eps=eps, seed=seed, num_classes=num_classes
+            )
+            done += COST[stage]
+            progress(done / total)
+        adversarial[row] = (x_adv * 255).round().to(torch.uint8).cpu().numpy()
     return AttackPack(
-        attack=f"pgd{STEPS}",
+        attack=attack,
         width=width,
         lambdas=lambdas,
         eps=eps,
         checkpoint_sha256=checkpoint_sha256,
-        settings=attack_settings(eps, seed),
+        settings=pack_settings(attack, eps, seed, num_classes),
         indices=indices,
         labels=labels,
         images=images,
@@ -63,53 +64,35 @@ def craft_pack(
     )
 
 
-def attack_settings(eps: float, seed: int) -> dict[str, Any]:
-    """What a pack says of how it was made; equal settings give equal images."""
+def pack_settings(attack: str, eps: float, seed: int, num_classes: int) -> dict[str, object]:
+    """What a pack says of how it was made."""
     return {
-        "steps": STEPS,
-        "restarts": RESTARTS,
-        "alpha": eps / STEPS_PER_RADIUS,
-        "seed": seed,
-        "random_start": True,
-        "iterate": "highest loss",
+        **attack_settings(attack, eps, seed, num_classes),
+        "grid": "8 bit, inside the ball; a fooling image fools after rounding",
+        "not_fooled": "PGD-20's iterate of highest loss",
     }
 
 
-def _worst_of_restarts(
-    folded: FoldedNetwork,
+def _attack_what_is_left(
+    stage: str,
+    logits: Logits,
     x: Tensor,
     y: Tensor,
-    lam: float,
+    x_adv: Tensor,
+    right: Tensor,
+    *,
     eps: float,
-    alpha: float,
-    generator: torch.Generator,
-) -> Tensor:
-    """(N, C, H, W) uint8: of each image the first that fools the network, else the last tried."""
-    found = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
-    left = torch.arange(len(x), device=x.device)
-    for _ in range(RESTARTS):
-        if not len(left):
-            break
-        logits = folded.at(torch.full((len(left),), lam, device=x.device))
-        x_adv = pgd(
-            logits,
-            x[left],
-            y[left],
-            eps=eps,
-            steps=STEPS,
-            alpha=alpha,
-            generator=generator,
-            keep_best=True,
-        )
-        found[left] = to_grid(x_adv, x[left], eps)
-        with torch.no_grad():
-            right = logits(found[left].float() / 255).argmax(dim=1) == y[left]
-        left = left[right]
-    return found
-
-
-def to_grid(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
-    """Nearest 8-bit image inside the ball around x, itself on the grid. Returns uint8."""
-    original = (x * 255).round()
-    step = ((x_adv - x) * 255).round().clamp(-levels(eps), levels(eps))
-    return (original + step).clamp(0, 255).to(torch.uint8)
+    seed: int,
+    num_classes: int,
+) -> None:
+    """One stage on the images that are still `right`; updates x_adv and right in place."""
+    left = right.nonzero()[:, 0]
+    if not len(left):
+        return
+    result = run_stage(
+        stage, logits, x[left], y[left], eps=eps, seed=seed, num_classes=num_classes, on_grid=True
+    )
+    # The first stage leaves an image for all of them, the others only where they succeed.
+    fill = left if stage == "pgd20" else left[~result.right]
+    x_adv[fill] = result.x_adv if stage == "pgd20" else result.x_adv[~result.right]
+    right[left] = result.right

@@ -11,6 +11,9 @@ from oat_edge.errors import InputError
 
 DeviceName = Literal["cpu", "cuda", "jetson"]
 MAX_BATCH = 4096
+# How robust accuracy is measured: replay of the bundle's packs, Square against the engine itself.
+PACK, SQUARE = "pack", "square"
+ATTACKS = (PACK, SQUARE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,8 +48,14 @@ class BenchConfig:
     """Requests in flight in throughput mode, on one thread each; None is one per core."""
     accuracy_batch: int = 64
     """Images per request when accuracy is measured; no effect on any time."""
+    attacks: tuple[str, ...] = (PACK,)
+    """What robust accuracy is measured with, of ATTACKS."""
+    transfer: bool = True
+    """Replay packs at every operating point, not only at the one they were crafted for."""
+    queries: int = 1000
+    """Square: images like it that the engine is shown per image and operating point."""
     seed: int = 0
-    """Seeds made-up images and permutation tests."""
+    """Seeds made-up images, permutation tests and Square."""
 
     def __post_init__(self) -> None:
         if self.device not in get_args(DeviceName):
@@ -65,8 +74,18 @@ class BenchConfig:
                 _at_least(name, getattr(self, name), 1)
         _at_least("accuracy_batch", self.accuracy_batch, 1)
         _at_least("seed", self.seed, 0)
+        _at_least("queries", self.queries, 1)
+        self._check_attacks()
         check_range("warmup_cap_s", self.warmup_cap_s, self.warmup_min_s, 86400.0)
         check_range("agree", self.agree, 0.0, 1.0)
+
+    def _check_attacks(self) -> None:
+        for name in self.attacks:
+            if name not in ATTACKS:
+                raise InputError(f"attack is '{name}': expected one or more of pack,square")
+        if not self.attacks or len(set(self.attacks)) < len(self.attacks):
+            got = ",".join(self.attacks)
+            raise InputError(f"attacks are '{got}': expected one or more of pack,square")
 
     @classmethod
     def quick(cls, **changes: Any) -> BenchConfig:

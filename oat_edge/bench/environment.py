@@ -17,7 +17,7 @@ from pathlib import Path
 from oat_edge import __version__
 from oat_edge.bench.throughput import available_cores
 
-LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "torch")
+LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "torch", "pyautoattack")
 # What decides the speed of a CNN: vector units and their int8, fp16 and bf16 parts.
 VECTOR_EXTENSIONS = (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16",

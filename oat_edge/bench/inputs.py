@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from oat_edge.bench.config import SQUARE
 from oat_edge.bench.environment import board_name, nvidia_driver
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.errors import DependencyError, InputError
-from oat_edge.evaluation.accuracy import check_packs, to_float
+from oat_edge.evaluation.accuracy import to_float
 from oat_edge.evaluation.pack import AttackPack
+from oat_edge.evaluation.pack_set import PackSet
 from oat_edge.runtime.runner import Float32
 
 
@@ -46,43 +48,43 @@ def onnx_artifacts(bundle: Bundle, widths: Sequence[float]) -> list[Artifact]:
     return chosen
 
 
-def load_packs(bundle: Bundle, width: float) -> list[AttackPack]:
-    """Attack packs of one width, hash-checked and fit for this checkpoint."""
+def load_packs(bundle: Bundle, attacks: Sequence[str]) -> PackSet | None:
+    """Every attack pack of the bundle, hash-checked and fit for its network; None: it has none.
+
+    All widths, whatever is benched: the figures of a bundle are then always of the same images.
+    attacks: as in `BenchConfig`. Raises `InputError` if Square has no images to start from.
+    """
     packs = [
-        AttackPack.load(bundle.checked_path(artifact))
-        for artifact in bundle.of_format("attacks")
-        if artifact.width == width
+        AttackPack.load(bundle.checked_path(artifact)) for artifact in bundle.of_format("attacks")
     ]
-    check_packs(packs, width=width, checkpoint_sha256=bundle.checkpoint_sha256)
+    if not packs:
+        if SQUARE in attacks:
+            raise InputError(
+                f"bundle {bundle.path.name} has no attack packs, and Square takes its clean images "
+                "from them: oat-edge export --attack-samples 256"
+            )
+        return None
     for pack in packs:
         if pack.images.shape[1:] != bundle.spec.image_shape:
             raise InputError(
                 f"attack pack {pack.attack} has images {pack.images.shape[1:]}, the network "
                 f"takes {bundle.spec.image_shape}: export the attacks again"
             )
-    return packs
+    return PackSet(packs, checkpoint_sha256=bundle.checkpoint_sha256, eps=bundle.spec.eps)
 
 
 def bench_images(
-    bundle: Bundle,
-    packs: Mapping[float, Sequence[AttackPack]],
-    batches: Sequence[int],
-    *,
-    seed: int,
+    bundle: Bundle, packs: PackSet | None, batches: Sequence[int], *, seed: int
 ) -> tuple[dict[int, Float32], str]:
     """Images to measure time with, by batch, and where they are from.
 
-    They are the clean images of an attack pack, repeated to fill a batch, or uniform noise.
+    They are the clean images of the attack packs, repeated to fill a batch, or uniform noise.
     """
-    for of_width in packs.values():
-        for pack in of_width:
-            images = to_float(pack.images)
-            shape = images.shape[1:]
-            return (
-                {batch: np.resize(images[:batch], (batch, *shape)) for batch in batches},
-                f"clean images of attack pack {pack.attack}, width {pack.width:g}",
-            )
-    rng = np.random.default_rng(seed)
     shape = bundle.spec.image_shape
+    if packs is not None:
+        images = to_float(packs.images)
+        filled = {batch: np.resize(images[:batch], (batch, *shape)) for batch in batches}
+        return filled, "clean images of the attack packs"
+    rng = np.random.default_rng(seed)
     uniform = {batch: rng.random((batch, *shape), dtype=np.float32) for batch in batches}
     return uniform, f"uniform noise, seed {seed}"

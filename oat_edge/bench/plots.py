@@ -10,42 +10,25 @@ import numpy as np
 
 from oat_edge.bench.labels import Float64, place_labels
 from oat_edge.bench.report import Report, Row
+from oat_edge.bench.style import (
+    COLOURS,
+    INK,
+    MARKERS,
+    PALE_INK,
+    SEPARATOR,
+    STYLE,
+    check_suffix,
+    format_eps,
+    save_figure,
+)
 from oat_edge.calib.operating_points import pareto_front
 from oat_edge.errors import InputError
-from oat_edge.evaluation.accuracy import WORST, wilson_interval
-from oat_edge.files import atomic_path
+from oat_edge.evaluation.accuracy import wilson_interval
+from oat_edge.evaluation.pack_set import WORST
+from oat_edge.evaluation.transfer import TransferGrid
 from oat_edge.require import require
 
-SUFFIXES = (".png", ".svg")
-# Okabe & Ito's palette: told apart by all common forms of colour vision, and in grey by marker.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-INK = "#222222"
 LABEL_PT = 6.5
-STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
-    "font.size": 9,
-    "axes.labelsize": 8.5,
-    "axes.titlesize": 9.5,
-    "axes.edgecolor": "#555555",
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    # Text stays text: selectable and searchable. The hash salt keeps files reproducible.
-    "svg.fonttype": "none",
-    "svg.hashsalt": "oat-edge",
-}
 
 
 def plot_tradeoff(report: Report, path: Path) -> None:
@@ -56,8 +39,7 @@ def plot_tradeoff(report: Report, path: Path) -> None:
     Files with a pinned λ are left out. Raises `InputError` for another suffix and for a report
     without accuracies, `DependencyError` without matplotlib.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"plot {path} ends in '{path.suffix}': expected .png or .svg")
+    check_suffix(path)
     smallest = min((row.batch for row in report.knob_rows), default=None)
     rows = [
         row
@@ -87,13 +69,11 @@ def plot_tradeoff(report: Report, path: Path) -> None:
             )
         )
         figure.legend(handles, names, loc="outside upper center", ncols=len(names))
-        figure.supxlabel(_caption(report, rows), fontsize=7.5, color="#555555")
+        figure.supxlabel(_caption(report, rows), fontsize=7.5, color=PALE_INK)
         figure.draw_without_rendering()  # settles the layout, which the labels depend on
         _label_lambdas(left, by_width, lambda row: 100 * (row.standard_accuracy or 0.0), [])
         _label_lambdas(right, by_width, lambda row: row.latency_ms.p50, [front])
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=300, metadata=metadata)
+        save_figure(figure, path)
 
 
 def _draw_accuracy(axes: Any, by_width: dict[float, list[Row]]) -> None:
@@ -225,16 +205,30 @@ def _interval(percent: Sequence[float], rows: Sequence[Row]) -> Any:
     return 100 * np.maximum([share - low, high - share], 0.0)
 
 
+def transfer_caption(report: Report, grid: TransferGrid) -> str:
+    """Device, n, attack and ε of a heat map, in one line."""
+    settings = report.settings.get("attacks", {}).get(grid.attack, {})
+    eps = f", ε = {format_eps(settings['eps'])}" if "eps" in settings else ""
+    backends = dict.fromkeys(f"{row.backend} {row.precision}" for row in report.knob_rows)
+    return SEPARATOR.join(
+        [
+            _device(report),
+            ", ".join(backends),
+            f"attack {grid.attack}{eps}",
+            f"n = {grid.num_samples:,}",
+        ]
+    )
+
+
 def _caption(report: Report, rows: Sequence[Row]) -> str:
     """Device, threads, n, attacks and ε, in one line."""
-    device = report.environment.device
     attacks = sorted({name for row in rows for name in row.robust_accuracy} - {WORST})
     radii = {settings["eps"] for settings in report.settings.get("attacks", {}).values()}
     eps = ", ".join(format_eps(value) for value in sorted(radii))
     sizes = sorted({row.num_samples or 0 for row in rows})
-    return "   ·   ".join(
+    return SEPARATOR.join(
         [
-            device.board or device.model or device.machine,
+            _device(report),
             f"{rows[0].backend} {rows[0].precision}, {report.settings.get('threads')} threads",
             f"n = {'–'.join(f'{size:,}' for size in dict.fromkeys((sizes[0], sizes[-1])))}",
             f"attack {', '.join(attacks)}" + (f", ε = {eps}" if eps else ""),
@@ -243,7 +237,6 @@ def _caption(report: Report, rows: Sequence[Row]) -> str:
     )
 
 
-def format_eps(eps: float) -> str:
-    """ε as a fraction of 255 where it is one: "8/255"."""
-    levels = eps * 255
-    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:g}"
+def _device(report: Report) -> str:
+    device = report.environment.device
+    return device.board or device.model or device.machine

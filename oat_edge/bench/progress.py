@@ -1,4 +1,4 @@
-"""One progress bar over several stages whose lengths are only guessed."""
+"""One progress bar over several stages whose lengths are only guessed, or extrapolated."""
 
 from __future__ import annotations
 
@@ -45,3 +45,35 @@ class Stages:
         if self._progress is not None:
             done_s = (self._clock() - self._start_ns) / NS
             self._progress(done_s, done_s + left_s + sum(self._coming_s), label)
+
+
+class ImageCount:
+    """Progress of a stage whose work is to show images to a network.
+
+    The seconds left follow from the pace so far.
+    """
+
+    left: int
+    """Images to come; may be corrected on the way."""
+    shown: int
+
+    def __init__(
+        self,
+        progress: Progress,
+        label: str,
+        *,
+        left: int,
+        clock: Clock = time.perf_counter_ns,
+    ) -> None:
+        self.left, self.shown = left, 0
+        self._progress = progress
+        self._label = label
+        self._clock = clock
+        self._start_ns = clock()
+
+    def show(self, num: int) -> None:
+        """`num` images, one or more, were shown."""
+        self.shown += num
+        self.left = max(self.left - num, 0)
+        done_s = (self._clock() - self._start_ns) / NS
+        self._progress(done_s, done_s * (1 + self.left / self.shown), self._label)

@@ -18,7 +18,8 @@ from oat_edge.bench.environment import Environment
 from oat_edge.bench.latency import LatencySamples
 from oat_edge.bench.statistics import LatencyMs
 from oat_edge.errors import InputError
-from oat_edge.evaluation.accuracy import WORST
+from oat_edge.evaluation.pack_set import WORST
+from oat_edge.evaluation.transfer import TransferGrid
 from oat_edge.files import atomic_path, read_json, write_json
 
 SCHEMA = "oat-edge/bench/1"
@@ -48,7 +49,8 @@ class Row:
     """Millijoule per request."""
     standard_accuracy: float | None
     robust_accuracy: dict[str, float | None]
-    """By attack, and the worst case over all of them under "worst"."""
+    """By attack; "transfer": under what was crafted at other operating points; "worst": worst
+    case over all of these, of images that are right clean. None: see the warnings."""
     num_samples: int | None
     """Images behind the accuracies."""
     pareto: bool | None
@@ -124,6 +126,8 @@ class Report:
     samples_file: str | None
     """Raw latency samples, beside the report."""
     warnings: tuple[str, ...]
+    transfer: tuple[TransferGrid, ...] = ()
+    """By attack; the files that take λ as an input are the targets."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values of schema oat-edge/bench/1; no NaN."""

@@ -6,15 +6,17 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from oat_edge.bench.config import BenchConfig
+from oat_edge.bench.config import PACK, BenchConfig
 from oat_edge.bench.latency import LatencySamples
 from oat_edge.bench.memory import MemoryCost
 from oat_edge.bench.report import LambdaCost, LambdaFlatness, Row
 from oat_edge.bench.statistics import LatencyMs, lambda_spread
 from oat_edge.bundle import Artifact
 from oat_edge.calib.operating_points import on_operating_front
-from oat_edge.evaluation.accuracy import WORST, Accuracy
+from oat_edge.evaluation.accuracy import Accuracy
+from oat_edge.evaluation.pack_set import TRANSFER, WORST
 
+NO_ACCURACY = "standard_accuracy, robust_accuracy, num_samples, pareto"
 NO_ENERGY = "energy_mj: energy is not measured on this device yet"
 
 
@@ -62,19 +64,32 @@ def make_rows(
                 flatness.append(flat)
                 warnings += uneven
             for lam in lambdas if pinned is None else (pinned,):
-                rows.append(_row(figure, lam, batch, latency_ms, warnings))
-    return _mark_front(rows, figures), tuple(flatness), _lambda_cost(figures, p50_ms)
+                rows.append(_row(figure, lam, batch, latency_ms, warnings, config))
+    return (
+        _mark_front(_with_unequal_attacks_told(rows), figures),
+        tuple(flatness),
+        _lambda_cost(figures, p50_ms),
+    )
 
 
 def _row(
-    figure: Figures, lam: float, batch: int, latency_ms: LatencyMs, warnings: list[str]
+    figure: Figures,
+    lam: float,
+    batch: int,
+    latency_ms: LatencyMs,
+    warnings: list[str],
+    config: BenchConfig,
 ) -> Row:
     accuracy = figure.accuracy.get(lam)
     robust: dict[str, float | None] = {WORST: None}
     if accuracy is None:
-        warnings = [*warnings, _no_accuracy(figure, lam)]
+        warnings = [*warnings, _no_pack(figure, lam, NO_ACCURACY)]
     else:
         robust = {**accuracy.robust_accuracy}
+        if PACK in config.attacks and lam not in figure.pack_lambdas:
+            # Square and transfer alone would make this λ look more robust than its neighbours.
+            robust[WORST] = None
+            warnings = [*warnings, _no_pack(figure, lam, f"robust_accuracy.{WORST}, pareto")]
     artifact = figure.artifact
     return Row(
         artifact=artifact.file,
@@ -116,15 +131,30 @@ def _timing_warnings(
     return [*warnings, NO_ENERGY]
 
 
-def _no_accuracy(figure: Figures, lam: float) -> str:
-    what = "standard_accuracy, robust_accuracy, num_samples, pareto"
+def _no_pack(figure: Figures, lam: float, what: str) -> str:
     if not figure.pack_lambdas:
         return (
             f"{what}: the bundle has no attack pack of width {figure.artifact.width:g}; "
             f"oat-edge export --width {figure.artifact.width:g} --attack-samples 256"
         )
     have = ", ".join(f"{value:g}" for value in figure.pack_lambdas)
-    return f"{what}: no attack pack holds λ={lam:g}; choose --lambda from {have}"
+    return (
+        f"{what}: no attack pack holds λ={lam:g}; choose --lambda from {have}, "
+        "or --attack square for any"
+    )
+
+
+def _with_unequal_attacks_told(rows: Sequence[Row]) -> list[Row]:
+    """Worst cases over different attacks are compared with care."""
+    attacks = {name for row in rows if row.worst is not None for name in row.robust_accuracy}
+    told = []
+    for row in rows:
+        missing = sorted(attacks - row.robust_accuracy.keys() - {TRANSFER})
+        if row.worst is not None and missing:
+            text = f"robust_accuracy: other rows were also attacked by {', '.join(missing)}"
+            row = dataclasses.replace(row, warnings=(*row.warnings, text))
+        told.append(row)
+    return told
 
 
 def _flatness(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 
+from oat_edge.bench.accuracy import accuracy_seconds, attack_settings, measure_outcomes
 from oat_edge.bench.config import BenchConfig
 from oat_edge.bench.environment import collect
 from oat_edge.bench.inputs import (
@@ -25,13 +25,14 @@ from oat_edge.bench.report import NOT_SAVED, BundleId, Report
 from oat_edge.bench.rows import Figures, make_rows
 from oat_edge.bench.throughput import available_cores, measure_throughput
 from oat_edge.bundle import Artifact, Bundle
-from oat_edge.evaluation.accuracy import evaluate_pack
-from oat_edge.evaluation.pack import AttackPack
+from oat_edge.evaluation.outcome import Outcome
+from oat_edge.evaluation.pack_set import PackSet
+from oat_edge.evaluation.transfer import TransferGrid, transfer_grids
+from oat_edge.operating_point import OperatingPoint
 from oat_edge.runtime import Runner, open_artifact
 from oat_edge.runtime.runner import Float32
 
-# Seconds per file; only for the estimate of the time left.
-ACCURACY_GUESS_S = 5.0
+# Per file; only for the estimate of the time left.
 MEMORY_GUESS_S = 2.0
 
 
@@ -55,12 +56,11 @@ def bench_bundle(
     config = dataclasses.replace(config, threads=config.threads or available_cores())
     check_lambdas(bundle, lambdas)
     artifacts = onnx_artifacts(bundle, widths)
-    packs = {width: load_packs(bundle, width) for width in widths}
+    packs = load_packs(bundle, config.attacks)
     images, image_source = bench_images(bundle, packs, config.batches, seed=config.seed)
     environment = collect()
-    stages = Stages(progress, _guesses_s(config, len(artifacts)))
-
-    figures = _measure_all(bundle, artifacts, packs, images, lambdas, config, stages)
+    measured = _measure_all(bundle, artifacts, packs, images, lambdas, config, progress)
+    figures = [figure for figure, _ in measured]
     rows, flatness, cost = make_rows(figures, lambdas, bundle.spec.lambdas, config)
     report = Report(
         environment=environment,
@@ -71,7 +71,7 @@ def bench_bundle(
             "lambdas": list(lambdas),
             "lambda_knots": list(bundle.spec.lambdas),
             "images": image_source,
-            "attacks": _attack_settings(packs),
+            "attacks": attack_settings(packs, config),
             "latency": "host time of Runner.infer, numpy arrays in and out",
             "throughput": "one single-threaded request in flight per worker",
             "percentiles": "linear interpolation between order statistics",
@@ -82,20 +82,23 @@ def bench_bundle(
         lambda_flatness=flatness,
         samples_file=None,
         warnings=(NOT_SAVED,),
+        transfer=_transfer(measured),
     )
-    stages.finish()
     return report, tuple(one for figure in figures for one in figure.samples.values())
 
 
 def _measure_all(
     bundle: Bundle,
     artifacts: Sequence[Artifact],
-    packs: Mapping[float, Sequence[AttackPack]],
+    packs: PackSet | None,
     images: Mapping[int, Float32],
     lambdas: Sequence[float],
     config: BenchConfig,
-    stages: Stages,
-) -> list[Figures]:
+    progress: Progress | None,
+) -> list[tuple[Figures, dict[float, Outcome]]]:
+    def lambdas_of(artifact: Artifact) -> Sequence[float]:
+        return lambdas if artifact.pinned_lambda is None else (artifact.pinned_lambda,)
+
     with ExitStack() as stack:
         runners = [
             stack.enter_context(
@@ -103,23 +106,28 @@ def _measure_all(
             )
             for artifact in artifacts
         ]
+        accuracy_s = [
+            accuracy_seconds(runner, packs, artifact.width, lambdas_of(artifact), config)
+            for artifact, runner in zip(artifacts, runners, strict=True)
+        ]
+        stages = Stages(progress, _guesses_s(config, accuracy_s))
         samples = _latency(artifacts, runners, images, config, stages.begin("latency"))
-        accuracy = []
+        outcomes = []
         for artifact, runner in zip(artifacts, runners, strict=True):
-            stages.begin(f"accuracy {artifact.file}")
-            pinned = artifact.pinned_lambda
-            accuracy.append(
-                evaluate_pack(
+            label = f"accuracy {artifact.file}"
+            outcomes.append(
+                measure_outcomes(
                     runner,
-                    packs[artifact.width],
-                    width=artifact.width,
-                    checkpoint_sha256=bundle.checkpoint_sha256,
-                    batch_size=config.accuracy_batch,
-                    lambdas=lambdas if pinned is None else (pinned,),
+                    packs,
+                    artifact.width,
+                    lambdas_of(artifact),
+                    config,
+                    stages.begin(label),
+                    label=label,
                 )
             )
     figures = []
-    for index, (artifact, runner) in enumerate(zip(artifacts, runners, strict=True)):
+    for artifact, runner, by_lambda in zip(artifacts, runners, outcomes, strict=True):
         stages.begin(f"throughput {artifact.file}")
         throughput_ips = _throughput(bundle, artifact, images, config)
         stages.begin(f"memory {artifact.file}")
@@ -133,13 +141,24 @@ def _measure_all(
                 memory=measure_memory(
                     bundle, artifact, batches=config.batches, threads=config.threads
                 ),
-                accuracy=accuracy[index],
-                pack_lambdas=tuple(
-                    sorted({lam for pack in packs[artifact.width] for lam in pack.lambdas})
-                ),
+                accuracy={lam: outcome.accuracy() for lam, outcome in by_lambda.items()},
+                pack_lambdas=() if packs is None else packs.lambdas(artifact.width),
             )
         )
-    return figures
+    stages.finish()
+    return list(zip(figures, outcomes, strict=True))
+
+
+def _transfer(
+    measured: Sequence[tuple[Figures, dict[float, Outcome]]],
+) -> tuple[TransferGrid, ...]:
+    """Grids whose targets are the files that take λ as an input, one per width."""
+    targets: dict[OperatingPoint, Outcome] = {}
+    for figure, outcomes in measured:
+        if figure.artifact.pinned_lambda is None:
+            for lam, outcome in outcomes.items():
+                targets.setdefault(OperatingPoint(figure.artifact.width, lam), outcome)
+    return transfer_grids(targets)
 
 
 def _latency(
@@ -207,22 +226,10 @@ def _num_workers(config: BenchConfig) -> int:
     return config.throughput_workers or available_cores()
 
 
-def _guesses_s(config: BenchConfig, num_artifacts: int) -> list[float]:
-    """One guess per stage, in the order in which they begin."""
+def _guesses_s(config: BenchConfig, accuracy_s: Sequence[float]) -> list[float]:
+    """One guess per stage, in the order in which they begin.  accuracy_s: one per artifact."""
+    num_artifacts = len(accuracy_s)
     per_cell_s = 2 * config.warmup_min_s + config.min_seconds + config.rounds * config.rewarm_s
     latency_s = num_artifacts * len(config.batches) * per_cell_s
     throughput_s = len(config.batches) * (config.warmup_min_s + config.throughput_seconds)
-    return [
-        latency_s,
-        *[ACCURACY_GUESS_S] * num_artifacts,
-        *[throughput_s, MEMORY_GUESS_S] * num_artifacts,
-    ]
-
-
-def _attack_settings(packs: Mapping[float, Sequence[AttackPack]]) -> dict[str, dict[str, Any]]:
-    """By attack: ε and the attack's own settings, as its packs state them."""
-    return {
-        pack.attack: {"eps": pack.eps, **pack.settings}
-        for of_width in packs.values()
-        for pack in of_width
-    }
+    return [latency_s, *accuracy_s, *[throughput_s, MEMORY_GUESS_S] * num_artifacts]

@@ -33,13 +33,16 @@ def dump(value: Any) -> Any:
 
 
 def load(cls: type[T], value: Any, where: str) -> T:
-    """Build dataclass `cls` from JSON: exactly its fields, each of its annotated type."""
+    """Build dataclass `cls` from JSON: exactly its fields, each of its annotated type.
+
+    A field with a default came later than the schema: files from before lack it.
+    """
     hints = typing.get_type_hints(cls)
     names = {json_name(name): name for name in hints}
     if not isinstance(value, dict):
         raise InputError(f"{where} is {value!r:.60}: expected an object")
-    if set(value) != set(names):
-        missing, extra = sorted(set(names) - set(value)), sorted(set(value) - set(names))
+    missing, extra = sorted(_required(cls) - set(value)), sorted(set(value) - set(names))
+    if missing or extra:
         raise InputError(f"{where} lacks {missing} and has unknown {extra}: measure again")
     return cls(
         **{names[key]: _convert(hints[names[key]], item, f"{where}.{key}")
@@ -50,6 +53,15 @@ def load(cls: type[T], value: Any, where: str) -> T:
 def json_name(name: str) -> str:
     """A field's name in JSON and CSV."""
     return JSON_NAMES.get(name, name)
+
+
+def _required(cls: Any) -> set[str]:
+    unset = dataclasses.MISSING
+    return {
+        json_name(field.name)
+        for field in dataclasses.fields(cls)
+        if field.default is unset and field.default_factory is unset
+    }
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

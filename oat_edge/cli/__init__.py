@@ -13,6 +13,7 @@ from oat_edge.cli.bench import bench
 from oat_edge.cli.console import error_console
 from oat_edge.cli.demo import demo
 from oat_edge.cli.doctor import doctor
+from oat_edge.cli.eval import evaluate
 from oat_edge.cli.export import export
 from oat_edge.cli.inspect import inspect
 from oat_edge.cli.train import train
@@ -34,6 +35,7 @@ INTERRUPTED = 130
 
 for command in (train, export, bench, inspect, doctor, demo):
     app.command()(command)
+app.command("eval")(evaluate)
 
 
 def _version(show: bool) -> None:

@@ -13,8 +13,10 @@ import typer
 from rich.console import Console
 
 from oat_edge.bench.config import BenchConfig
+from oat_edge.bench.heatmap import plot_transfer, transfer_paths
 from oat_edge.bench.report import save_report, write_csv
 from oat_edge.bench.run import bench_bundle
+from oat_edge.bench.style import check_suffix
 from oat_edge.bundle import Bundle
 from oat_edge.cli.console import bar, output_console
 from oat_edge.cli.options import JsonFile, Seed, Width
@@ -25,7 +27,8 @@ from oat_edge.operating_point import parse_list, select
 from oat_edge.require import require
 
 if TYPE_CHECKING:
-    from oat_edge.bench.report import Report
+    from oat_edge.bench.heatmap import plot_transfer, transfer_paths
+from oat_edge.bench.report import Report
 
 
 def bench(
@@ -45,10 +48,23 @@ def bench(
         int | None,
         typer.Option(min=1, help="CPU threads in latency mode.", show_default="all cores"),
     ] = None,
+    attack: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="What RA is measured with: pack (replay), square (against the engine itself).",
+        ),
+    ] = "pack",
+    queries: Annotated[
+        int, typer.Option(min=1, help="Square's queries per image and operating point.")
+    ] = 1000,
+    no_transfer: Annotated[
+        bool, typer.Option("--no-transfer", help="Replay packs only where they were crafted for.")
+    ] = False,
     json: JsonFile = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the rows.")] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the trade-off, .png or .svg.")
+        Path | None, typer.Option(metavar="FILE", help="Draw trade-off and transfer, .png or .svg.")
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 8 if a measurement was unstable.")
@@ -65,6 +81,9 @@ def bench(
         device=device,  # type: ignore[arg-type]
         batches=_batches(batch),
         threads=threads,
+        attacks=tuple(dict.fromkeys(name.strip() for name in attack.split(","))),
+        transfer=not no_transfer,
+        queries=queries,
         seed=seed,
     )
     widths = tuple(sorted({artifact.width for artifact in opened.of_format("onnx")}))
@@ -93,10 +112,7 @@ def bench(
     if csv is not None:
         write_csv(report, csv)
     if plot is not None:
-        from oat_edge.bench.plots import plot_tradeoff
-
-        plot_tradeoff(report, plot)
-        console.print(f"plot: {plot}", markup=False)
+        draw(report, plot, console)
     unstable = sum(row.status == "unstable" for row in report.rows)
     if strict and unstable:
         raise UnstableError(
@@ -134,10 +150,25 @@ def run_bench(
     return report
 
 
+def draw(report: Report, plot: Path, console: Console) -> None:
+    """Draw the trade-off to `plot`, and the heat map of each transfer grid beside it."""
+    from oat_edge.bench.plots import plot_tradeoff, transfer_caption
+
+    plot_tradeoff(report, plot)
+    console.print(f"plot: {plot}", markup=False)
+    paths = transfer_paths(plot, [grid.attack for grid in report.transfer])
+    for grid, path in zip(report.transfer, paths, strict=True):
+        plot_transfer(grid, path, transfer_caption(report, grid))
+        console.print(f"plot: {path}", markup=False)
+
+
 def _check_plot(plot: Path, bundle: Bundle) -> None:
-    """Raise if `plot` could not be drawn."""
-    if plot.suffix.lower() not in (".png", ".svg"):
-        raise InputError(f"plot is '{plot}': expected a name that ends in .png or .svg")
+    """Raise if `plot` and what belongs to it could not be drawn."""
+    check_suffix(plot)
+    attacks = sorted({str(artifact.attack) for artifact in bundle.of_format("attacks")})
+    # How many of them make a grid, and so their names, is known when the packs are read.
+    for path in (*transfer_paths(plot, attacks), *transfer_paths(plot, attacks[:1])):
+        check_replaceable(path)
     if not bundle.of_format("attacks"):
         raise InputError(
             f"bundle {bundle.path.name} has no attack packs, so no accuracies to plot: "

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from oat_edge.cli.bench import run_bench
+from oat_edge.cli.bench import draw, run_bench
 from oat_edge.cli.console import make_console
 from oat_edge.cli.options import Seed
 from oat_edge.cli.train import open_trainer, run_training
@@ -18,9 +18,10 @@ def demo(
     epochs: Annotated[int | None, typer.Option(help="Shorter or longer training.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Train on real digits, export every width, bench here, and draw the trade-off.
+    """Train on real digits, export every width, bench here, and draw what was found.
 
-    Leaves a run in runs/latest and report.json and tradeoff.png in bundles/latest.
+    Leaves a run in runs/latest, and in bundles/latest report.json, tradeoff.png (accuracy,
+    robustness, latency) and tradeoff-transfer.png (attacks crafted at other settings).
     """
     console = make_console(stderr=False)
     for module in ("torch", "sklearn", "onnx", "onnxscript", "onnxruntime", "matplotlib"):
@@ -28,7 +29,6 @@ def demo(
     from pathlib import Path
 
     from oat_edge.bench.config import BenchConfig
-    from oat_edge.bench.plots import plot_tradeoff
     from oat_edge.cli.export import run_export
     from oat_edge.exporters.export import ExportConfig
     from oat_edge.train.checkpoint import load_checkpoint
@@ -48,6 +48,5 @@ def demo(
     console.print("\n3/3  oat-edge bench --device cpu --quick", style="bold", markup=False)
     spec = bundle.spec
     report = run_bench(bundle, BenchConfig.quick(seed=seed), spec.widths, spec.lambdas, console)
-    plot_tradeoff(report, out / "tradeoff.png")
-    console.print(f"plot:   {out / 'tradeoff.png'}", markup=False)
+    draw(report, out / "tradeoff.png", console)
     console.print(f"done in {time.monotonic() - started:.0f} s", markup=False)

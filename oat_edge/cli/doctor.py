@@ -22,7 +22,8 @@ PACKAGES = {
     "onnx": ("onnx", "export"),
     "onnxscript": ("onnxscript", "export"),
     "onnxruntime": ("onnxruntime", "bench on a CPU"),
-    "matplotlib": ("matplotlib", "bench --plot"),
+    "matplotlib": ("matplotlib", "bench --plot, eval --plot"),
+    "pyautoattack": ("pyautoattack", "eval: APGD, AutoAttack"),
 }
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from oat_edge.cli.console import make_console, plain_table, steps
 from oat_edge.cli.options import DataDir, Download, Seed, Width
 from oat_edge.errors import InputError
+from oat_edge.evaluation.config import ALIASES
 from oat_edge.exporters.export import ExportConfig, export_bundle
 from oat_edge.operating_point import select
 from oat_edge.require import require
@@ -38,8 +39,11 @@ def export(
         bool,
         typer.Option(help="Also write the λ-pinned twin that bench measures the cost of λ with."),
     ] = True,
+    attack: Annotated[
+        str, typer.Option(help="Of the attack packs: pgd20, apgd or autoattack (slow).")
+    ] = "pgd20",
     attack_samples: Annotated[
-        int, typer.Option(help="Test images attacked (PGD-20) at every λ; 0 makes no packs.")
+        int, typer.Option(help="Test images attacked at every λ; 0 makes no packs.")
     ] = 500,
     out: Annotated[
         Path | None,
@@ -67,6 +71,7 @@ def export(
         format=format,
         pin_lambda=pin_lambda,
         floor=floor,
+        attack=ALIASES.get(attack, attack),
         attack_samples=attack_samples,
         seed=seed,
         replace=replace,
@@ -95,7 +100,7 @@ def load_test_data(checkpoint: Checkpoint, *, data_dir: Path | None, download: b
     if dataset.record["splits"] != checkpoint.info["data"]["splits"]:
         raise InputError(
             f"data '{config['data']}' is not what the checkpoint was trained on (its images have "
-            "changed): point --data-dir to the same files, or pass --attack-samples 0"
+            "changed): point --data-dir to the same files"
         )
     return dataset
 

@@ -9,9 +9,14 @@ from rich.console import Console
 
 from oat_edge.bench.table import rows_for_table
 from oat_edge.cli.console import plain_table
+from oat_edge.evaluation.pack_set import TRANSFER, WORST
+from oat_edge.evaluation.transfer import largest_gain
 
 if TYPE_CHECKING:
-    from oat_edge.bench.report import Report
+    from collections.abc import Sequence
+
+    from oat_edge.bench.report import Report, Row
+    from oat_edge.evaluation.transfer import TransferGrid
 
 # Of every row of this version; the report says it, the screen need not.
 SILENT = "energy_mj"
@@ -26,18 +31,30 @@ def print_report(report: Report, console: Console) -> None:
     libraries = ", ".join(f"{name} {v}" for name, v in environment.library_versions.items())
     console.print(f"{model}, {environment.device.cores} cores; {libraries}", markup=False)
     console.print(_table(report))
-    attacks = ", ".join(report.settings.get("attacks", {})) or "no attack"
     lines = [
-        f"SA: standard accuracy. RA: robust accuracy, worst case over {attacks}, an upper bound.",
+        f"SA: standard accuracy. RA: robust accuracy, {_attacks(report)}.",
         "Latency is measured once per file and batch, over all λ in turn: λ share the figure.",
         "Front ●: in its batch no setting is as good in p50, SA and RA and better in one of them.",
     ]
     for line in lines:
         console.print(line, style="dim", markup=False)
-    for line in [*_lambda_cost(report), _flatness(report)]:
+    for line in [*_lambda_cost(report), _flatness(report), *_transfer(report)]:
         console.print(line, markup=False)
     for line in _warnings(report):
         console.print(f"warning: {line}", style="yellow", markup=False)
+
+
+def _attacks(report: Report) -> str:
+    """What stands behind RA: "worst case over pgd20, square (1000 queries) and transfer, …"."""
+    attacks = report.settings.get("attacks", {})
+    names = [
+        f"{name} ({settings['queries']} queries)" if "queries" in settings else name
+        for name, settings in attacks.items()
+    ]
+    names += [TRANSFER] if any(TRANSFER in row.robust_accuracy for row in report.rows) else []
+    *others, last = names or ["no attack"]
+    over = f"{', '.join(others)} and {last}" if others else last
+    return f"worst case over {over}, an upper bound"
 
 
 def _table(report: Report) -> object:
@@ -74,6 +91,40 @@ def _flatness(report: Report) -> str:
         f"λ and latency: medians of the λ differ by at most {worst.max_relative_spread:.1%} "
         f"(p = {worst.p_value:.2f}; {worst.artifact}, batch {worst.batch})"
     )
+
+
+def transfer_line(grids: Sequence[TransferGrid]) -> str | None:
+    """What an attacker gains who crafts at another operating point; None without a grid."""
+    gain = largest_gain(grids)
+    if gain is None:
+        return None
+    one, grid, target, source = gain
+    if one > 0:
+        text = f"by at most {100 * one:.1f} points ({target} ← {source}, {grid.attack})"
+    else:
+        text = "nowhere"
+    return f"Transfer: images crafted at one other λ or width lower RA {text}"
+
+
+def _transfer(report: Report) -> list[str]:
+    line = transfer_line(report.transfer)
+    if line is None:
+        return []
+    lowered = [_lowered_by_transfer(row) for row in report.knob_rows]
+    known = [share for share in lowered if share is not None]
+    all_of_them = f"; those of all together by up to {100 * max(known):.1f}" if known else ""
+    return [line + all_of_them]
+
+
+def _lowered_by_transfer(row: Row) -> float | None:
+    """RA under the one attack made on this row, less the worst case.
+
+    None for several attacks: they lower the worst case together, without any transfer.
+    """
+    own = [share for name, share in row.robust_accuracy.items() if name not in (TRANSFER, WORST)]
+    if len(own) != 1 or own[0] is None or row.worst is None:
+        return None
+    return own[0] - row.worst
 
 
 def _warnings(report: Report) -> list[str]:

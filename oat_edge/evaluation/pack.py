@@ -109,3 +109,12 @@ class AttackPack:
 def levels(eps: float) -> int:
     """How many 8-bit levels fit into `eps`: 8/255 gives 8 (the float error of /255 is forgiven)."""
     return math.floor(eps * 255 + 1e-6)
+
+
+def chosen_indices(num_test: int, num: int, seed: int) -> Int64:
+    """Places of the attacked images, growing: a seeded choice, all if there are fewer than `num`.
+
+    With one seed a smaller choice lies inside every larger one, so widths and attacks compare.
+    """
+    order = np.random.default_rng(seed).permutation(num_test)
+    return np.sort(order[:num]).astype(np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,18 @@ SHORT = BenchConfig(
     threads=1,
     throughput_seconds=0.01,
     throughput_workers=2,
+)
+
+QUICKEST = BenchConfig(
+    batches=(1,),
+    min_seconds=0.0,
+    min_iterations=3,
+    warmup_min_s=0.0,
+    warmup_cap_s=0.0,
+    rewarm_s=0.0,
+    threads=1,
+    throughput_seconds=0.0,
+    throughput_workers=1,
 )
 
 
@@ -138,14 +150,24 @@ def bare_bundle(tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def squared(bundle: Bundle) -> Benched:
+    """The same with Square attack too, in no time."""
+    return run_bench(bundle, replace(QUICKEST, attacks=("pack", "square"), queries=30, seed=3))
+
+
+@pytest.fixture(scope="session")
 def benched(bundle: Bundle) -> Benched:
     """One real bench of the whole bundle, with a λ (0.5) that no pack holds."""
+    return run_bench(bundle, SHORT)
+
+
+def run_bench(bundle: Bundle, config: BenchConfig) -> Benched:
     progress: list[tuple[float, float, str]] = []
     report, samples = bench_bundle(
         bundle,
-        SHORT,
+        config,
         widths=(0.5, 1.0),
         lambdas=(0.0, 0.5, 1.0),
         progress=lambda *call: progress.append(call),
     )
-    return Benched(bundle, SHORT, report, samples, progress)
+    return Benched(bundle, config, report, samples, progress)

@@ -42,6 +42,10 @@ def test_quick_takes_changes():
         ({"agree": 2.0}, "agree"),
         ({"accuracy_batch": 0}, "accuracy_batch"),
         ({"seed": -1}, "seed"),
+        ({"attacks": ("pgd",)}, "attack is 'pgd': expected one or more of pack,square"),
+        ({"attacks": ()}, "attacks are ''"),
+        ({"attacks": ("pack", "pack")}, "attacks are 'pack,pack'"),
+        ({"queries": 0}, "queries is 0"),
     ],
 )
 def test_bad_values_are_named(change, match):

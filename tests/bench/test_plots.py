@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from oat_edge.bench.plots import format_eps, plot_tradeoff
+from oat_edge.bench.plots import plot_tradeoff, transfer_caption
 from oat_edge.errors import DependencyError, InputError
 
 
@@ -31,7 +31,7 @@ def test_svg_says_what_is_shown(benched, tmp_path):
     texts = svg_texts(path)
     assert {"width 0.5", "width 1", "Pareto front", "Standard accuracy (%)"} <= set(texts)
     (caption,) = [text for text in texts if "n = " in text]
-    assert all(part in caption for part in ("n = 12", "apgd, pgd20", "ε = 8/255"))
+    assert all(part in caption for part in ("n = 12", "apgd, pgd20, transfer", "ε = 8/255"))
     assert "λ=0" in texts and "λ=1" in texts
     assert "0.3" not in texts  # only the pinned file has 0.3 here, and it is left out
     assert any("batch 1" in text for text in texts)
@@ -91,6 +91,8 @@ def test_without_matplotlib_it_says_what_to_install(benched, tmp_path, monkeypat
         plot_tradeoff(benched.report, tmp_path / "a.png")
 
 
-@pytest.mark.parametrize(("eps", "text"), [(8 / 255, "8/255"), (0.3, "0.3"), (0.5, "0.5")])
-def test_format_eps(eps, text):
-    assert format_eps(eps) == text
+def test_caption_of_a_heat_map_says_what_was_measured_where(benched):
+    for grid in benched.report.transfer:
+        caption = transfer_caption(benched.report, grid)
+        parts = (f"attack {grid.attack}, ε = 8/255", "n = 12", "onnxruntime-cpu fp32")
+        assert all(part in caption for part in parts)

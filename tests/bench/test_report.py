@@ -26,8 +26,12 @@ def test_schema_is_that_of_the_design(benched):
     assert value["schema"] == SCHEMA == "oat-edge/bench/1"
     assert set(value) == {
         "schema", "environment", "settings", "rows", "bundle", "lambda_cost", "lambda_flatness",
-        "samples_file", "warnings",
+        "samples_file", "warnings", "transfer",
     }  # fmt: skip
+    for grid in value["transfer"]:
+        assert set(grid) == {"attack", "sources", "targets", "robust_accuracy", "num_samples"}
+        for point in (*grid["sources"], *grid["targets"]):
+            assert set(point) == {"width", "lambda"}
     for row in value["rows"]:
         assert set(row) == ROW_FIELDS
         assert set(row["latency_ms"]) == {
@@ -40,7 +44,25 @@ def test_json_and_back(benched):
     text = json.dumps(benched.report.to_json(), allow_nan=False)
     again = Report.from_json(json.loads(text))
     assert again.rows == benched.report.rows
+    assert again.transfer == benched.report.transfer and len(again.transfer) == 2
     assert again.to_json() == json.loads(text)
+
+
+def test_a_pair_that_was_not_measured_stays_unknown(benched):
+    grid = benched.report.transfer[0]
+    holes = tuple((None, *shares[1:]) for shares in grid.robust_accuracy)
+    report = dataclasses.replace(
+        benched.report, transfer=(dataclasses.replace(grid, robust_accuracy=holes),)
+    )
+    text = json.dumps(report.to_json(), allow_nan=False)
+    assert Report.from_json(json.loads(text)).transfer == report.transfer
+
+
+def test_a_report_from_before_transfer_can_be_read(benched):
+    value = json.loads(json.dumps(benched.report.to_json()))
+    del value["transfer"]
+    report = Report.from_json(value)
+    assert report.transfer == () and report.rows == benched.report.rows
 
 
 def test_saved_report_names_its_samples_which_are_whole(benched, tmp_path):
@@ -80,8 +102,9 @@ def test_csv_has_one_flat_line_per_row(benched, tmp_path):
         assert float(line["lambda"]) == row.lam
         assert float(line["latency_ms.p50"]) == row.latency_ms.p50
         assert line["energy_mj"] == ""
-        pgd = row.robust_accuracy.get("pgd20")
-        assert line["robust_accuracy.pgd20"] == ("" if pgd is None else str(pgd))
+        for attack in ("pgd20", "apgd", "transfer"):
+            share = row.robust_accuracy.get(attack)
+            assert line[f"robust_accuracy.{attack}"] == ("" if share is None else str(share))
 
 
 def spoil(value, path, new):
@@ -113,6 +136,12 @@ def spoil(value, path, new):
         (("lambda_cost", 0, "ratio"), "1.03"),
         (("lambda_flatness", 0, "p50_ms"), [None]),
         (("bundle", "run"), 7),
+        (("transfer",), None),
+        (("transfer", 0, "sources", 0, "width"), 0.0),
+        (("transfer", 0, "targets", 0), "0.5@0"),
+        (("transfer", 0, "robust_accuracy", 0), 0.5),
+        (("transfer", 0, "robust_accuracy", 0, 0), "0.5"),
+        (("transfer", 0, "extra"), 1),
     ],
 )
 def test_damage_is_an_input_error(benched, path, new):
@@ -145,8 +174,10 @@ def test_a_missing_key_is_an_input_error_or_a_shorter_free_dict(benched, data):
     for key in path[:-1]:
         parent = parent[key]
     del parent[path[-1]]
-    free = path[-2:-1] == ("library_versions",) or (
-        path[-2:-1] == ("robust_accuracy",) and path[-1] != "worst"
+    free = (
+        path == ("transfer",)
+        or path[-2:-1] == ("library_versions",)
+        or (path[-2:-1] == ("robust_accuracy",) and path[-1] != "worst")
     )
     if free:
         Report.from_json(value)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import shutil
 from pathlib import Path
@@ -8,26 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oat_edge.bench.config import BenchConfig
+from oat_edge.attacks.square import square_attack
 from oat_edge.bench.run import bench_bundle
 from oat_edge.bundle import Bundle, add_artifacts
 from oat_edge.errors import DependencyError, InputError
-from oat_edge.evaluation.accuracy import evaluate_pack
+from oat_edge.evaluation.outcome import classified_right, evaluate
 from oat_edge.evaluation.pack import AttackPack
+from oat_edge.evaluation.pack_set import PackSet
 from oat_edge.files import sha256_file
+from oat_edge.operating_point import OperatingPoint
 from oat_edge.runtime import open_artifact
-
-QUICKEST = BenchConfig(
-    batches=(1,),
-    min_seconds=0.0,
-    min_iterations=3,
-    warmup_min_s=0.0,
-    warmup_cap_s=0.0,
-    rewarm_s=0.0,
-    threads=1,
-    throughput_seconds=0.0,
-    throughput_workers=1,
-)
+from tests.bench.conftest import QUICKEST
 
 
 def test_one_row_per_artifact_lambda_and_batch(benched):
@@ -58,24 +50,129 @@ def test_samples_are_raw_enough_and_behind_the_figures(benched):
         assert set(samples.lambda_index.tolist()) == set(range(num_lambdas))
 
 
+def packs_of(bundle):
+    packs = [AttackPack.load(bundle.path / pack.file) for pack in bundle.of_format("attacks")]
+    return PackSet(packs, checkpoint_sha256=bundle.checkpoint_sha256, eps=bundle.spec.eps)
+
+
 def test_accuracy_is_that_of_the_runner_on_the_packs(benched):
-    bundle = benched.bundle
-    for artifact in bundle.of_format("onnx"):
-        packs = [
-            AttackPack.load(bundle.path / pack.file)
-            for pack in bundle.of_format("attacks")
-            if pack.width == artifact.width
-        ]
-        with open_artifact(bundle, artifact) as runner:
-            expected = evaluate_pack(
-                runner, packs, width=artifact.width, checkpoint_sha256=bundle.checkpoint_sha256
-            )
-        for row in benched.report.rows:
-            if row.artifact == artifact.file and row.lam in expected:
-                accuracy = expected[row.lam]
+    packs = packs_of(benched.bundle)
+    seen = set()
+    for artifact in benched.bundle.of_format("onnx"):
+        with open_artifact(benched.bundle, artifact) as runner:
+            for row in benched.report.rows:
+                if row.artifact != artifact.file or row.lam not in packs.lambdas(row.width):
+                    continue
+                point = OperatingPoint(row.width, row.lam)
+                infer = functools.partial(runner.infer, lam=row.lam)
+                accuracy = evaluate(infer, packs, point, transfer=True).accuracy()
                 assert row.standard_accuracy == accuracy.standard_accuracy
                 assert row.robust_accuracy == accuracy.robust_accuracy
                 assert row.num_samples == 12
+                seen |= accuracy.robust_accuracy.keys()
+    assert seen == {"pgd20", "apgd", "transfer", "worst"}
+
+
+def test_worst_is_no_better_than_any_figure_of_its_row_and_of_the_grids(benched, squared):
+    for report in (benched.report, squared.report):
+        grids = [
+            (target, share)
+            for grid in report.transfer
+            for target, shares in zip(grid.targets, grid.robust_accuracy, strict=True)
+            for share in shares
+        ]
+        for row in report.rows:
+            if row.worst is not None:
+                assert row.worst <= min(row.robust_accuracy.values()) <= row.standard_accuracy
+                here = OperatingPoint(row.width, row.lam)
+                assert all(row.worst <= share for target, share in grids if target == here)
+
+
+def test_transfer_is_reported_for_each_attack_and_files_with_a_lambda_input(benched):
+    grids = {grid.attack: grid for grid in benched.report.transfer}
+    assert set(grids) == {"pgd20", "apgd"}
+    every = tuple(OperatingPoint(width, lam) for width in (0.5, 1.0) for lam in (0.0, 0.3, 1.0))
+    assert grids["pgd20"].sources == every and grids["apgd"].sources == every[:3]
+    for grid in grids.values():  # λ = 0.3 has no row but for the pinned file, 0.5 has no pack
+        assert grid.targets == tuple(point for point in every if point.lam != 0.3)
+        assert grid.num_samples == 12
+        for target, shares in zip(grid.targets, grid.robust_accuracy, strict=True):
+            own = dict(zip(grid.sources, shares, strict=True)).get(target)
+            for row in benched.report.knob_rows:
+                if OperatingPoint(row.width, row.lam) == target:
+                    assert row.robust_accuracy.get(grid.attack) == own
+
+
+def test_transfer_can_be_left_out(bundle):
+    config = dataclasses.replace(QUICKEST, transfer=False)
+    report, _ = bench_bundle(bundle, config, widths=(1.0,), lambdas=(0.0, 1.0))
+    assert report.transfer == ()
+    assert {*report.rows[0].robust_accuracy} == {"pgd20", "worst"}
+
+
+def test_rows_that_fewer_attacks_were_made_on_are_told(benched):
+    for row in benched.report.rows:
+        told = any("other rows were also attacked by apgd" in text for text in row.warnings)
+        assert told == (row.width == 1.0 and row.worst is not None)
+
+
+def test_square_attacks_the_engine_itself(squared):
+    packs, config = packs_of(squared.bundle), squared.config
+    some_fell = False
+    for artifact in squared.bundle.of_format("onnx"):
+        with open_artifact(squared.bundle, artifact) as runner:
+            for row in squared.report.rows:
+                if row.artifact != artifact.file:
+                    continue
+                infer = functools.partial(runner.infer, lam=row.lam)
+                clean = classified_right(infer, packs.images, packs.labels, 12)
+                found = square_attack(
+                    infer,
+                    packs.images[clean],
+                    packs.labels[clean],
+                    eps=squared.bundle.spec.eps,
+                    num_queries=config.queries,
+                    seed=config.seed,
+                )
+                assert row.standard_accuracy == clean.mean() and row.num_samples == 12
+                assert row.robust_accuracy["square"] == found.right.sum() / 12
+                some_fell |= row.robust_accuracy["square"] < row.standard_accuracy
+    assert some_fell
+
+
+def test_square_has_figures_where_no_pack_does_but_no_worst_case(squared):
+    """Without an attack as strong as its neighbours' a λ must not look more robust than they."""
+    rows = [row for row in squared.report.rows if row.lam == 0.5]
+    assert len(rows) == 2
+    for row in rows:
+        assert set(row.robust_accuracy) == {"square", "transfer", "worst"}
+        assert row.robust_accuracy["square"] is not None and row.standard_accuracy is not None
+        assert row.worst is row.pareto is None
+        assert any(text.startswith("robust_accuracy.worst, pareto:") for text in row.warnings)
+    assert all(row.worst is not None for row in squared.report.rows if row.lam != 0.5)
+
+
+def test_square_alone_compares_every_lambda(bundle):
+    config = dataclasses.replace(QUICKEST, attacks=("square",), queries=10)
+    report, _ = bench_bundle(bundle, config, widths=(1.0,), lambdas=(0.0, 0.5))
+    for row in report.rows:
+        assert set(row.robust_accuracy) == {"square", "worst"}
+        assert row.worst == row.robust_accuracy["square"] and row.pareto is not None
+    assert report.transfer == () and set(report.settings["attacks"]) == {"square"}
+
+
+def test_square_needs_images(bare_bundle):
+    config = dataclasses.replace(QUICKEST, attacks=("pack", "square"))
+    calls = []
+    with pytest.raises(InputError, match="oat-edge export --attack-samples") as error:
+        bench_bundle(
+            bare_bundle,
+            config,
+            widths=(1.0,),
+            lambdas=(0.0,),
+            progress=lambda *call: calls.append(call),
+        )
+    assert calls == [] and "\n" not in str(error.value)
 
 
 def test_a_lambda_without_pack_has_null_accuracy_and_a_remedy(benched):
@@ -137,8 +234,18 @@ def test_settings_say_what_was_done(benched):
         "pgd20": {"eps": 8 / 255, "steps": 20},
         "apgd": {"eps": 8 / 255, "steps": 20},
     }
+    assert settings["transfer"] is True
     assert "attack pack" in settings["images"]
     assert benched.report.bundle.run == "tiny-run"
+
+
+def test_settings_of_square_are_those_it_ran_with(squared):
+    assert squared.report.settings["attacks"]["square"] == {
+        "eps": 8 / 255,
+        "queries": squared.config.queries,
+        "p_init": 0.8,
+        "seed": squared.config.seed,
+    }
 
 
 def test_progress_moves_on_and_ends_at_its_total(benched):
@@ -189,22 +296,49 @@ def test_damaged_artifacts_are_not_measured(folder):
         bench_bundle(Bundle.open(folder), QUICKEST, widths=(1.0,), lambdas=(0.0,))
 
 
-def test_pack_of_another_shape_is_refused(bundle, folder):
-    name = "attacks-w1.00-pgd20.npz"
-    pack = AttackPack.load(folder / name)
-    wide = np.repeat(pack.images, 2, axis=3)
-    other = dataclasses.replace(pack, images=wide, adversarial=np.stack([wide] * 3))
-    other.save(folder / name)
+def replace_pack(folder, bundle, name, **changes):
+    """The bundle with one pack changed, and its hash with it."""
+    pack = dataclasses.replace(AttackPack.load(folder / name), **changes)
+    pack.save(folder / name)
     artifacts = [
         dataclasses.replace(a, sha256=sha256_file(folder / name)) if a.file == name else a
         for a in bundle.artifacts
     ]
-    changed = add_artifacts(
+    return add_artifacts(
         folder,
         artifacts,
         run=bundle.run,
         checkpoint_sha256=bundle.checkpoint_sha256,
         spec=bundle.spec,
     )
-    with pytest.raises(InputError, match="images"):
-        bench_bundle(changed, QUICKEST, widths=(1.0,), lambdas=(0.0,))
+
+
+WIDE = np.zeros((12, 1, 4, 8), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"images": WIDE, "adversarial": np.stack([WIDE] * 3)}, "has images"),
+        ({"eps": 16 / 255}, "ε 16/255, expected 8/255"),
+        ({"checkpoint_sha256": "d" * 64}, "checkpoint dddd"),
+        ({"attack": "square"}, "rename it"),
+    ],
+)
+@pytest.mark.parametrize("width", [0.5, 1.0])
+def test_a_pack_of_something_else_is_refused_whatever_width_is_benched(
+    bundle, folder, changes, match, width
+):
+    changed = replace_pack(folder, bundle, "attacks-w1.00-pgd20.npz", **changes)
+    with pytest.raises(InputError, match=match):
+        bench_bundle(changed, QUICKEST, widths=(width,), lambdas=(0.0,))
+
+
+def test_all_figures_are_of_the_images_that_all_packs_hold(bundle, folder):
+    name = "attacks-w1.00-pgd20.npz"
+    pack = AttackPack.load(folder / name)
+    some = {key: getattr(pack, key)[3:9] for key in ("indices", "labels", "images")}
+    changed = replace_pack(folder, bundle, name, **some, adversarial=pack.adversarial[:, 3:9])
+    report, _ = bench_bundle(changed, QUICKEST, widths=(0.5,), lambdas=(0.0,))
+    assert {row.num_samples for row in report.rows} == {6}
+    assert {grid.num_samples for grid in report.transfer} == {6}

@@ -4,25 +4,28 @@ import numpy as np
 import pytest
 
 from oat_edge.evaluation.pack import AttackPack
+from oat_edge.evaluation.pack_set import PackSet
+from oat_edge.runtime.runner import Runner, RunnerIO
 
 CHECKPOINT = "c" * 64
 
 
 @pytest.fixture
 def make_pack():
-    """Packs of the same images: `indices` chooses which, `attack` and `lambdas` the noise."""
+    """Packs of the same images: `indices` chooses which, `attack`, width and λ the noise."""
 
-    def make(attack="pgd20", *, indices=range(40), lambdas=(0.0, 0.3, 1.0), **changes):
+    def make(attack="pgd20", *, width=0.5, indices=range(40), lambdas=(0.0, 0.3, 1.0), **changes):
         rng = np.random.default_rng(0)
         all_images = rng.integers(64, 192, (64, 1, 4, 4)).astype(np.uint8)
         all_labels = rng.integers(0, 3, 64)
-        noise = np.random.default_rng([*attack.encode()]).integers(-64, 65, (11, 64, 1, 4, 4))
+        seed = [*attack.encode(), round(100 * width)]
+        noise = np.random.default_rng(seed).integers(-64, 65, (11, 64, 1, 4, 4))
         places = np.array(list(indices), dtype=np.int64)
         images = all_images[places]
         adversarial = [images + noise[round(10 * lam)][places] for lam in lambdas]
         facts = {
             "attack": attack,
-            "width": 0.5,
+            "width": width,
             "lambdas": tuple(lambdas),
             "eps": 64 / 255,
             "checkpoint_sha256": CHECKPOINT,
@@ -34,3 +37,31 @@ def make_pack():
         return AttackPack(**{**facts, **changes})
 
     return make
+
+
+@pytest.fixture
+def pack_set():
+    return lambda *packs, **options: PackSet(packs, checkpoint_sha256=CHECKPOINT, **options)
+
+
+class LinearRunner(Runner):
+    """logits = image @ W + λ·v, in numpy; remembers the batches it got."""
+
+    def __init__(self):
+        self.io = RunnerIO(image_shape=(1, 4, 4), num_classes=3, lambdas=(0.0, 0.3, 1.0))
+        rng = np.random.default_rng(1)
+        self.weight = rng.normal(size=(16, 3)).astype(np.float32)
+        self.shift = 2 * rng.normal(size=3).astype(np.float32)
+        self.batches = []
+
+    def _run(self, image, lam):
+        self.batches.append((image, lam))
+        return image.reshape(len(image), -1) @ self.weight + lam[:, None] * self.shift
+
+    def at(self, lam):
+        return lambda image: self.infer(image, lam)
+
+
+@pytest.fixture
+def linear():
+    return LinearRunner()

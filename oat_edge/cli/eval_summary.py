@@ -1,0 +1,99 @@
+"""An evaluation as one screen of text: how far to trust it, the table, the checks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from oat_edge.cli.console import plain_table
+from oat_edge.cli.summary import transfer_line
+from oat_edge.evaluation.plots import TITLES
+
+if TYPE_CHECKING:
+    from oat_edge.evaluation.report import EvalReport, EvalRow
+
+
+def print_evaluation(report: EvalReport, console: Console) -> None:
+    """Print everything a person needs before using a figure."""
+    settings, environment = report.settings, report.environment
+    model = environment.device.model or environment.device.machine
+    libraries = ", ".join(f"{name} {v}" for name, v in environment.library_versions.items())
+    console.print(f"{model}, {environment.device.cores} cores; {libraries}")
+    radius = f"{settings['eps'] * 255:g}/255"
+    console.print(f"{settings['num_samples']} images ({settings['images']}), ε {radius}")
+    for pinned in (False, True):
+        rows = [row for row in report.rows if row.pinned == pinned]
+        if rows:
+            console.print(_table(rows, "λ pinned" if pinned else "λ"))
+    lines = [
+        f"{settings['mode']}. Accuracies in %, in brackets 95 % intervals (Wilson).",
+        "worst: right clean and under everything that was tried, image by image; an upper bound.",
+        transfer_line(report.transfer) or "Transfer: nothing was replayed from elsewhere.",
+        *_time(report),
+    ]
+    for line in lines:
+        console.print(line, style="dim")
+    _print_checks(report, console)
+    for row in report.rows:
+        for text in row.warnings:
+            console.print(f"warning: {row.point}: {text}", style="yellow")
+    for text in report.warnings:
+        console.print(f"warning: {text}", style="yellow")
+
+
+def _table(rows: list[EvalRow], lam: str) -> object:
+    attacks = [name for name in TITLES if any(name in row.robust_accuracy for row in rows)]
+    table = plain_table(
+        None, ["width", lam, "SA", *[TITLES[name] for name in attacks], "worst", "checks"]
+    )
+    previous = rows[0].width
+    for row in rows:
+        if row.width != previous:
+            table.add_row()
+        previous = row.width
+        robust, spans = row.robust_accuracy, row.robust_accuracy_interval
+        table.add_row(
+            f"{row.width:g}",
+            f"{row.lam:g}",
+            _with_interval(row.standard_accuracy, row.standard_accuracy_interval),
+            *[f"{100 * robust[name]:.1f}" if name in robust else "–" for name in attacks],
+            _with_interval(robust["worst"], spans["worst"]),
+            row.status,
+        )
+    return table
+
+
+def _with_interval(share: float, span: tuple[float, ...]) -> str:
+    return f"{100 * share:.1f} ({100 * span[0]:.0f}–{100 * span[1]:.0f})"
+
+
+def _time(report: EvalReport) -> list[str]:
+    """Where the time went, by part."""
+    totals: dict[str, float] = {}
+    for row in report.rows:
+        for part, seconds in row.seconds.items():
+            totals[part] = totals.get(part, 0.0) + seconds
+    total = sum(totals.values())
+    if total <= 0:
+        return []
+    parts = sorted(totals.items(), key=lambda item: -item[1])
+    shares = ", ".join(f"{part} {100 * seconds / total:.0f} %" for part, seconds in parts)
+    return [f"Time of all parts: {total:.0f} s; {shares}."]
+
+
+def _print_checks(report: EvalReport, console: Console) -> None:
+    checks = [(row, check) for row in report.rows for check in row.checks]
+    made = {check.name for _, check in checks if check.flagged is not None}
+    flagged = [(row, check) for row, check in checks if check.flagged]
+    if made and not flagged:
+        console.print(f"Masked gradients: no sign of them ({', '.join(sorted(made))}).")
+    for row, check in flagged:
+        text = f"warning: {row.point}: masked gradients? {check.name}: {check.evidence}"
+        console.print(text, style="yellow")
+    if flagged:
+        console.print("warning: do not trust the RA of flagged rows", style="yellow")
+    for reason in dict.fromkeys(
+        f"{check.evidence} ({check.name})" for _, check in checks if check.flagged is None
+    ):
+        console.print(f"not checked: {reason}", style="dim")

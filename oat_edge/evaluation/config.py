@@ -1,0 +1,96 @@
+"""What an evaluation does. Validation only."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from oat_edge.errors import InputError
+from oat_edge.evaluation.pack import levels
+
+# As reports call them, weakest first. All but Square are white-box.
+ATTACKS = ("pgd20", "apgd", "autoattack", "square")
+ALIASES = {"pgd": "pgd20"}
+NUM_SAMPLES = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """One evaluation."""
+
+    attacks: tuple[str, ...] = ATTACKS
+    """Some of `ATTACKS`."""
+    num_samples: int | None = None
+    """Test images, a seeded choice; None: 100 of a run's data, all that a bundle's packs hold."""
+    eps: float | None = None
+    """Radius in pixel scale; None: the one the network was trained for."""
+    num_queries: int = 5000
+    """Of Square, per image."""
+    transfer: bool = True
+    """Also replay what was crafted at every other operating point."""
+    seed: int = 0
+    """Chooses the images and draws the attacks' random starts."""
+    batch_size: int = 250
+    """Images per pass; AutoAttack's own."""
+
+    def __post_init__(self) -> None:
+        if not self.attacks:
+            raise InputError(f"attacks are empty: expected some of {', '.join(ATTACKS)}")
+        for attack in self.attacks:
+            if attack not in ATTACKS:
+                raise InputError(f"attack is '{attack}': expected {', '.join(ATTACKS)}")
+        if self.num_samples is not None and self.num_samples < 1:
+            raise InputError(f"samples is {self.num_samples}: expected 1 or more")
+        if self.eps is not None:
+            check_eps(self.eps)
+        if self.num_queries < 1:
+            raise InputError(f"queries is {self.num_queries}: expected 1 or more")
+        if self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size}: expected 1 or more")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}: expected a whole number in [0, 2^63)")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+def check_eps(eps: float) -> None:
+    """Raise `InputError` unless 0 < ε <= 1; a number of levels gets a hint."""
+    if not 0.0 < eps <= 1.0:
+        hint = f": did you mean {eps:g}/255?" if 1.0 < eps <= 255.0 else ""
+        raise InputError(f"eps is {eps:g}: expected a number in (0, 1]{hint}")
+
+
+def check_levels(eps: float) -> None:
+    """Raise `InputError` unless Square, which moves in whole levels, can move at all."""
+    if levels(eps) < 1:
+        raise InputError(
+            f"eps is {eps:g}, under one 8-bit level (1/255), and Square moves in whole levels: "
+            "name the other attacks with --attack"
+        )
+
+
+def parse_attacks(text: str, choices: tuple[str, ...] = ATTACKS) -> tuple[str, ...]:
+    """Read "pgd,square" or "all" into names as reports have them, weakest first."""
+    names = [ALIASES.get(name, name) for name in (part.strip() for part in text.split(","))]
+    if "all" in names:
+        return choices
+    for name in names:
+        if name not in choices:
+            close = difflib.get_close_matches(name, choices, n=1)
+            hint = f" (did you mean '{close[0]}'?)" if close else ""
+            raise InputError(
+                f"attack is '{name}': expected a list of {', '.join(choices)}, or all{hint}"
+            )
+    return tuple(choice for choice in choices if choice in names)
+
+
+def mode(attacks: tuple[str, ...]) -> str:
+    """How far the robust accuracy may be trusted, in one line. attacks: all that were made."""
+    if "autoattack" in attacks:
+        return "AutoAttack standard"
+    fast = " and ".join(attacks)
+    return f"fast: {fast} without AutoAttack, which may well find less robustness"

@@ -1,0 +1,309 @@
+"""Evaluate exported files as they are deployed: replayed attack packs, and Square. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from oat_edge import __version__
+from oat_edge.attacks.square import square_settings
+from oat_edge.bench.environment import collect
+from oat_edge.bench.inputs import check_lambdas, load_packs, onnx_artifacts
+from oat_edge.bundle import Artifact, Bundle
+from oat_edge.errors import InputError
+from oat_edge.evaluation.cells import CellStore
+from oat_edge.evaluation.checks import Check, check_randomised, check_weaker
+from oat_edge.evaluation.config import ATTACKS, EvalConfig, mode
+from oat_edge.evaluation.meter import Meter, Progress, silent
+from oat_edge.evaluation.outcome import (
+    Bool,
+    Infer,
+    Outcome,
+    classified_right,
+    evaluate,
+    right_under_square,
+)
+from oat_edge.evaluation.pack_set import PackSet
+from oat_edge.evaluation.report import (
+    EvalReport,
+    EvalRow,
+    Evaluated,
+    Evaluation,
+    Subject,
+    make_row,
+    row_name,
+)
+from oat_edge.evaluation.transfer import transfer_grids
+from oat_edge.operating_point import OperatingPoint, grid
+from oat_edge.runtime import Runner, open_artifact
+
+SQUARE = "square"
+CELLS = "eval"
+NO_GRADIENTS = "an engine has no gradients: `oat-edge eval RUN` makes this check"
+GRADIENT_CHECKS = ("zero gradient", "single step", "restarts", "growing ε")
+
+
+def evaluate_bundle(
+    bundle: Bundle,
+    config: EvalConfig,
+    *,
+    widths: Sequence[float],
+    lambdas: Sequence[float],
+    fresh: bool = False,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Replay the bundle's attack packs on its files, and run Square against them.
+
+    White-box attacks come from the packs, which were crafted on the folded network of the same
+    weights; what they do to an engine that computes otherwise (quantised, say) is the transfer of
+    an attack, and only Square sees the engine itself.
+    Raises `InputError` (no packs, an attack or a point that no pack holds, another ε).
+    """
+    check_lambdas(bundle, lambdas)
+    artifacts = onnx_artifacts(bundle, widths)
+    packs, attacks, missing = _chosen_packs(bundle, config, widths)
+    _check_held(packs, attacks, widths, lambdas)
+    points = [
+        (artifact, point)
+        for artifact in artifacts
+        for point in _points_of(artifact, lambdas)
+        if artifact.pinned_lambda is None or point in packs.points or attacks == (SQUARE,)
+    ]
+    evaluated = {artifact.file for artifact, _ in points}
+    left_out = tuple(
+        f"{artifact.file}: left out, no attack pack holds λ={artifact.pinned_lambda:g}"
+        for artifact in artifacts
+        if artifact.file not in evaluated
+    )
+    if not points:
+        raise InputError(
+            f"bundle {bundle.path.name} has nothing that can be evaluated "
+            f"({'; '.join(left_out) or 'no onnx files'}): oat-edge export"
+        )
+    store = CellStore(bundle.path / CELLS, _key(bundle, packs, config))
+    if fresh:
+        store.clear()
+    passes = _passes(packs, config, attacks)
+    meter = Meter(progress, sum(point.width for _, point in points))
+    rows: list[EvalRow] = []
+    outcomes: dict[str, Outcome] = {}
+    by_point: dict[OperatingPoint, Outcome] = {}
+    for artifact in artifacts:
+        with open_artifact(bundle, artifact) as runner:
+            for point in (point for one, point in points if one is artifact):
+                meter.begin(f"{artifact.file} λ={point.lam:g}", point.width, passes)
+                engine = _Engine(runner, artifact, point, packs, config, attacks, store, meter)
+                row, outcome = engine.run()
+                rows.append(row)
+                outcomes[row_name(artifact.file, point)] = outcome
+                if artifact.pinned_lambda is None:
+                    by_point[point] = outcome
+                meter.end()
+    report = EvalReport(
+        environment=collect(),
+        settings={
+            "eps": packs.eps,
+            "seed": config.seed,
+            "attacks": _attack_settings(packs, config, attacks),
+            "mode": mode(attacks) + (", replayed from packs" if attacks != (SQUARE,) else ""),
+            "num_samples": len(packs),
+            "widths": list(widths),
+            "lambdas": list(lambdas),
+            "transfer": config.transfer,
+            "images": "clean images of the attack packs",
+        },
+        bundle=Evaluated(run=bundle.run, checkpoint_sha256=bundle.checkpoint_sha256),
+        rows=tuple(rows),
+        transfer=transfer_grids(by_point),
+        samples_file=None,
+        warnings=(*missing, *left_out),
+    )
+    return Evaluation(report=report, indices=packs.indices, labels=packs.labels, outcomes=outcomes)
+
+
+def _chosen_packs(
+    bundle: Bundle, config: EvalConfig, widths: Sequence[float]
+) -> tuple[PackSet, tuple[str, ...], tuple[str, ...]]:
+    """The packs that hold the images; the attacks that are made, of packs, and Square; warnings.
+
+    Every attack that was named must be there for all widths; "all" takes what is, and warns.
+    """
+    packs = load_packs(bundle, (SQUARE,))
+    assert packs is not None  # Square insists on images
+    if config.eps not in (None, packs.eps):
+        raise InputError(
+            f"eps is {config.eps:g}: the packs of bundle {bundle.path.name} were made at "
+            f"{packs.eps * 255:g}/255, evaluate the run for another"
+        )
+    held = {pack.attack for pack in packs.packs}
+    missing: tuple[str, ...] = ()
+    if config.attacks == ATTACKS:
+        of_width = [{p.attack for p in packs.packs if p.width == width} for width in widths]
+        everywhere = held.intersection(*of_width) or held
+        attacks = tuple(a for a in ATTACKS if a in everywhere or a == SQUARE)
+        missing = tuple(
+            f"{attack}: left out, not all widths have a pack of it (oat-edge export "
+            f"--attack {attack})"
+            for attack in sorted(held - everywhere)
+        )
+    else:
+        attacks = config.attacks
+    for attack in attacks:
+        if attack != SQUARE and attack not in held:
+            raise InputError(
+                f"bundle {bundle.path.name} has no {attack} pack (it has {', '.join(sorted(held))}"
+                f"): oat-edge export --attack {attack}"
+            )
+    chosen = [pack for pack in packs.packs if pack.attack in attacks]
+    if chosen:
+        packs = PackSet(chosen, checkpoint_sha256=bundle.checkpoint_sha256, eps=packs.eps)
+    if config.num_samples is not None:
+        packs = packs.cut(config.num_samples, config.seed)
+    return packs, attacks, missing
+
+
+def _points_of(artifact: Artifact, lambdas: Sequence[float]) -> list[OperatingPoint]:
+    """A file with a pinned λ has that one only."""
+    pinned = artifact.pinned_lambda
+    return [
+        OperatingPoint(artifact.width, lam) for lam in (lambdas if pinned is None else (pinned,))
+    ]
+
+
+def _check_held(
+    packs: PackSet, attacks: tuple[str, ...], widths: Sequence[float], lambdas: Sequence[float]
+) -> None:
+    """Raise `InputError` for an attack that was asked for and has no pack at some point."""
+    sources = set(packs.sources)
+    for point in grid(tuple(widths), tuple(lambdas)):
+        for attack in attacks:
+            if attack != SQUARE and (attack, point) not in sources:
+                held = sorted(p.lam for a, p in sources if (a, p.width) == (attack, point.width))
+                have = f"has λ {', '.join(f'{lam:g}' for lam in held)}" if held else "has none"
+                raise InputError(
+                    f"no {attack} pack is for width {point.width:g} at λ={point.lam:g} (that "
+                    f"width {have}): choose from them, or oat-edge export "
+                    f"--width {point.width:g} --attack {attack}"
+                )
+
+
+def _key(bundle: Bundle, packs: PackSet, config: EvalConfig) -> dict[str, Any]:
+    return {
+        "checkpoint_sha256": bundle.checkpoint_sha256,
+        "indices": packs.indices.tolist(),
+        "eps": packs.eps,
+        "seed": config.seed,
+        "oat-edge": __version__,
+    }
+
+
+def _attack_settings(
+    packs: PackSet, config: EvalConfig, attacks: tuple[str, ...]
+) -> dict[str, dict[str, Any]]:
+    """By attack: its settings; of packs as they state them."""
+    square = square_settings(eps=packs.eps, num_queries=config.num_queries, seed=config.seed)
+    settings = {pack.attack: pack.settings for pack in packs.packs if pack.attack in attacks}
+    return settings | ({SQUARE: square} if SQUARE in attacks else {})
+
+
+def _passes(packs: PackSet, config: EvalConfig, attacks: tuple[str, ...]) -> int:
+    """Requests at one operating point, at most."""
+    replayed = len(packs.sources) if config.transfer else len({a for a, _ in packs.sources})
+    per_set = math.ceil(len(packs) / config.batch_size)
+    square = config.num_queries if SQUARE in attacks else 0
+    return (4 + replayed + square) * per_set
+
+
+class _Engine:
+    """One artifact at one λ."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        artifact: Artifact,
+        point: OperatingPoint,
+        packs: PackSet,
+        config: EvalConfig,
+        attacks: tuple[str, ...],
+        store: CellStore,
+        meter: Meter,
+    ) -> None:
+        self.runner, self.artifact, self.point, self.packs = runner, artifact, point, packs
+        self.config, self.attacks, self.store = config, attacks, store
+        self.infer: Infer = meter.counted(lambda image: runner.infer(image, point.lam))
+
+    def run(self) -> tuple[EvalRow, Outcome]:
+        """The row and the outcome it is made of."""
+        start = time.perf_counter()
+        outcome = self._replayed()
+        seconds = {"packs": time.perf_counter() - start}
+        if SQUARE in self.attacks:
+            right, seconds[SQUARE] = self._square(outcome.clean)
+            attacked = {**outcome.attacked, SQUARE: right}
+            outcome = dataclasses.replace(outcome, attacked=attacked)
+        subject = Subject(
+            artifact=self.artifact.file,
+            sha256=self.artifact.sha256,
+            format=self.artifact.format,
+            backend=self.runner.backend,
+            precision=self.runner.precision,
+            pinned=self.artifact.pinned_lambda is not None,
+        )
+        return make_row(
+            subject, self.point, outcome, self._checks(outcome), seconds=seconds
+        ), outcome
+
+    def _replayed(self) -> Outcome:
+        batch_size = self.config.batch_size
+        if self.attacks == (SQUARE,):
+            images, labels = self.packs.images, self.packs.labels
+            return Outcome(clean=classified_right(self.infer, images, labels, batch_size))
+        return evaluate(
+            self.infer,
+            self.packs,
+            self.point,
+            transfer=self.config.transfer,
+            batch_size=batch_size,
+        )
+
+    def _square(self, clean: Bool) -> tuple[Bool, float]:
+        name = f"{self.artifact.sha256[:16]}-lambda{self.point.lam!r}-{self.config.num_queries}"
+        cell = self.store.load(name)
+        if cell is None:
+            start = time.perf_counter()
+            right = right_under_square(
+                self.infer,
+                self.packs.images,
+                self.packs.labels,
+                clean,
+                eps=self.packs.eps,
+                num_queries=self.config.num_queries,
+                seed=self.config.seed,
+                batch_size=self.config.batch_size,
+            )
+            cell = {"right": right}, {"seconds": time.perf_counter() - start}
+            self.store.save(name, *cell)
+        return cell[0]["right"], cell[1]["seconds"]
+
+    def _checks(self, outcome: Outcome) -> list[Check]:
+        checks = [check_randomised(self.infer, self.packs.images, self.packs.labels)]
+        robust = outcome.robust
+        white_box = [
+            attack for attack in ATTACKS if attack in outcome.attacked and attack != SQUARE
+        ]
+        if SQUARE in robust and white_box:
+            right = np.logical_and.reduce([robust[attack] for attack in white_box])
+            name = f"the replayed {' and '.join(white_box)}"
+            checks.append(check_weaker(SQUARE, "Square", name, robust[SQUARE], right))
+        else:
+            reason = "needs Square and an attack pack: add them to --attack"
+            checks.append(Check(name=SQUARE, flagged=None, evidence=reason))
+        return [
+            *checks,
+            *(Check(name=name, flagged=None, evidence=NO_GRADIENTS) for name in GRADIENT_CHECKS),
+        ]

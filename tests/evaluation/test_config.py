@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oat_edge.errors import InputError
+from oat_edge.evaluation.config import (
+    ATTACKS,
+    EvalConfig,
+    check_eps,
+    check_levels,
+    mode,
+    parse_attacks,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("all", ATTACKS),
+        ("pgd", ("pgd20",)),
+        ("pgd20", ("pgd20",)),
+        ("square,pgd", ("pgd20", "square")),
+        (" apgd , autoattack ", ("apgd", "autoattack")),
+        ("pgd,pgd20,pgd", ("pgd20",)),
+        ("square,all", ATTACKS),
+    ],
+)
+def test_lists_of_attacks_are_read(text, expected):
+    assert parse_attacks(text) == expected
+
+
+@given(st.lists(st.sampled_from([*ATTACKS, "pgd"]), min_size=1))
+def test_any_order_and_any_repeats_mean_the_same(names):
+    parsed = parse_attacks(",".join(names))
+    assert set(parsed) == {"pgd20" if name == "pgd" else name for name in names}
+    assert list(parsed) == sorted(parsed, key=ATTACKS.index)
+    assert EvalConfig(attacks=parsed).attacks == parsed
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [("autoatack", "autoattack"), ("squar", "square"), ("apdg", "apgd"), ("pgd2", "pgd20")],
+)
+def test_a_slip_is_answered_with_what_was_meant(text, hint):
+    with pytest.raises(InputError, match=rf"attack is '{text}': .*did you mean '{hint}'\?"):
+        parse_attacks(f"square,{text}")
+
+
+@pytest.mark.parametrize("text", ["", ",", "pgd,", "fab", "ALL", "auto attack"])
+def test_what_is_no_attack_is_refused_with_the_list(text):
+    with pytest.raises(InputError, match="expected a list of pgd20, apgd, autoattack, square"):
+        parse_attacks(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        ({"attacks": ()}, "attacks are empty"),
+        ({"attacks": ("pgd",)}, "attack is 'pgd'"),
+        ({"num_samples": 0}, "samples is 0: expected 1 or more"),
+        ({"num_samples": -5}, "samples is -5"),
+        ({"eps": 0.0}, "eps is 0: expected a number in"),
+        ({"eps": -0.1}, "eps is -0.1"),
+        ({"eps": 8.0}, r"did you mean 8/255\?"),
+        ({"eps": float("nan")}, "eps is nan"),
+        ({"eps": float("inf")}, r"eps is inf: expected a number in \(0, 1\]$"),
+        ({"num_queries": 0}, "queries is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808"),
+    ],
+)
+def test_a_config_that_cannot_be_met_is_refused(changes, pattern):
+    with pytest.raises(InputError, match=pattern):
+        EvalConfig(**changes)
+
+
+def test_the_hint_is_for_levels_only():
+    for eps, hint in ((255.0, True), (1.5, True), (256.0, False), (-8.0, False)):
+        with pytest.raises(InputError) as caught:
+            check_eps(eps)
+        assert ("did you mean" in str(caught.value)) == hint
+    check_eps(1.0)
+
+
+def test_a_radius_under_one_level_is_refused_where_square_has_to_move():
+    for eps in (1 / 255, 0.5, 1.0):
+        check_levels(eps)
+    with pytest.raises(InputError, match="under one 8-bit level"):
+        check_levels(0.9 / 255)
+
+
+def test_a_config_is_plain_json():
+    config = EvalConfig(attacks=("square",), eps=8 / 255, seed=2**63 - 1)
+    value = json.loads(json.dumps(config.to_json()))
+    assert value["eps"] == 8 / 255 and value["seed"] == 2**63 - 1 and value["num_samples"] is None
+
+
+def test_only_autoattack_is_not_called_fast_and_nothing_is_named_that_was_not_run():
+    assert mode(ATTACKS) == mode(("autoattack",)) == "AutoAttack standard"
+    assert mode(("pgd20", "square")).startswith("fast: pgd20 and square without AutoAttack")
+    assert "pgd20" not in mode(("square",))
