@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import oat_edge
 
 HEAVY = (
     "torch", "onnx", "onnxscript", "onnxruntime", "tensorrt", "matplotlib", "sklearn", "scipy",
-    "safetensors", "pooch", "PIL",
+    "safetensors", "pooch", "PIL", "pyautoattack",
 )  # fmt: skip
 
 HIDE = f"""
@@ -92,13 +93,15 @@ def runs(tiny_bundle, tiny_run, child_environment, tmp_path_factory):
         "help": ["--help"],
         **{
             f"help of {name}": [name, "--help"]
-            for name in ("train", "export", "bench", "inspect", "doctor", "demo")
+            for name in ("train", "eval", "export", "bench", "inspect", "doctor", "demo")
         },
         "inspect bundle": ["inspect", str(tiny_bundle.path)],
         "inspect run": ["inspect", str(tiny_run)],
         "doctor": ["doctor"],
         "doctor json": ["doctor", "--json", "-"],
         "bench": ["bench", "--bundle", str(tiny_bundle.path), "--quick"],
+        "eval": ["eval", str(tiny_bundle.path)],
+        "eval run": ["eval", str(tiny_run)],
         "train": ["train", "--epochs", "1"],
         "export": ["export", "--checkpoint", str(tiny_run)],
         "demo": ["demo"],
@@ -111,7 +114,7 @@ def runs(tiny_bundle, tiny_run, child_environment, tmp_path_factory):
 
 def test_help_needs_nothing(runs):
     pages = [one for name, one in runs.items() if name.startswith("help")]
-    assert len(pages) == 7
+    assert len(pages) == 8
     for page in pages:
         assert page["code"] == 0 and page["out"].startswith("Usage: ") and page["err"] == ""
 
@@ -135,6 +138,8 @@ def test_doctor_says_what_this_machine_is(runs):
     ("command", "package", "extra"),
     [
         ("bench", "onnxruntime", "cpu"),
+        ("eval", "onnxruntime", "cpu"),
+        ("eval run", "torch", "train"),
         ("train", "torch", "train"),
         ("export", "torch", "train"),
         ("demo", "torch", "train"),
@@ -146,3 +151,18 @@ def test_what_needs_a_package_says_what_to_install(command, package, extra, runs
     (line,) = run["err"].splitlines()
     assert line.startswith(f"error: {package} is not installed, but ")
     assert line.endswith(f"pip install 'oat-edge[{extra}]'")
+
+
+WITH_ENGINES = COMMANDS.replace("json, sys\n", "json, sys, onnxruntime\n", 1).replace(
+    "sys.modules[name] = None", "sys.modules.setdefault(name, None)", 1
+)
+
+
+def test_with_onnxruntime_alone_a_bundle_is_evaluated(tiny_bundle, child_environment, tmp_path):
+    """On the device: packs replayed, Square run, no torch and no data set."""
+    folder = Path(shutil.copytree(tiny_bundle.path, tmp_path / "b"))
+    command = ["eval", str(folder), "--samples", "4", "--queries", "3", "--json", "-"]
+    (run,) = json.loads(python(WITH_ENGINES, [command], child_environment, tmp_path))
+    assert run["code"] == 0, run["err"]
+    rows = json.loads(run["out"])["rows"]
+    assert len(rows) == 14 and all("square" in row["robust_accuracy"] for row in rows)

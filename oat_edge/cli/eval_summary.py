@@ -25,7 +25,7 @@ def print_evaluation(report: EvalReport, console: Console) -> None:
     for pinned in (False, True):
         rows = [row for row in report.rows if row.pinned == pinned]
         if rows:
-            console.print(_table(rows, "λ pinned" if pinned else "λ"))
+            console.print(_table(rows, "pinned\nλ" if pinned else "λ"))
     lines = [
         f"{settings['mode']}. Accuracies in %, in brackets 95 % intervals (Wilson).",
         "worst: right clean and under everything that was tried, image by image; an upper bound.",
@@ -55,7 +55,7 @@ def _table(rows: list[EvalRow], lam: str) -> object:
         robust, spans = row.robust_accuracy, row.robust_accuracy_interval
         table.add_row(
             f"{row.width:g}",
-            f"{row.lam:g}",
+            f"{row.lam:.4g}",
             _with_interval(row.standard_accuracy, row.standard_accuracy_interval),
             *[f"{100 * robust[name]:.1f}" if name in robust else "–" for name in attacks],
             _with_interval(robust["worst"], spans["worst"]),
@@ -93,7 +93,9 @@ def _print_checks(report: EvalReport, console: Console) -> None:
         console.print(text, style="yellow")
     if flagged:
         console.print("warning: do not trust the RA of flagged rows", style="yellow")
-    for reason in dict.fromkeys(
-        f"{check.evidence} ({check.name})" for _, check in checks if check.flagged is None
-    ):
-        console.print(f"not checked: {reason}", style="dim")
+    reasons: dict[str, list[str]] = {}
+    for _, check in checks:
+        if check.flagged is None and check.name not in reasons.setdefault(check.evidence, []):
+            reasons[check.evidence].append(check.name)
+    for reason, names in reasons.items():
+        console.print(f"Not checked ({', '.join(names)}): {reason}", style="dim")

@@ -80,7 +80,7 @@ def parse_attacks(text: str, choices: tuple[str, ...] = ATTACKS) -> tuple[str, .
         return choices
     for name in names:
         if name not in choices:
-            close = difflib.get_close_matches(name, choices, n=1)
+            close = difflib.get_close_matches(name, (*choices, *ALIASES), n=1)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
             raise InputError(
                 f"attack is '{name}': expected a list of {', '.join(choices)}, or all{hint}"

@@ -44,7 +44,7 @@ from oat_edge.runtime import Runner, open_artifact
 
 SQUARE = "square"
 CELLS = "eval"
-NO_GRADIENTS = "an engine has no gradients: `oat-edge eval RUN` makes this check"
+NO_GRADIENTS = "an engine has no gradients; `oat-edge eval RUN` looks at those of its network"
 GRADIENT_CHECKS = ("zero gradient", "single step", "restarts", "growing ε")
 
 

@@ -66,7 +66,7 @@ def evaluate_network(
 
     plan = _plan(checkpoint, config)
     data = _choose(dataset, config)
-    store = CellStore(folder / CELLS, _key(checkpoint, plan, data))
+    store = CellStore(folder / CELLS, _key(checkpoint, plan, data, device))
     if fresh:
         store.clear()
     points = grid(tuple(widths), tuple(lambdas))
@@ -161,8 +161,11 @@ def _choose(dataset: Dataset, config: EvalConfig) -> Images:
     return Images(images=split.images, labels=split.labels, indices=indices)
 
 
-def _key(checkpoint: Checkpoint, plan: Plan, data: Images) -> dict[str, Any]:
+def _key(checkpoint: Checkpoint, plan: Plan, data: Images, device: str) -> dict[str, Any]:
     """All that the content of a cell depends on, but for what its name says."""
+    from oat_edge.attacks.stages import RESTARTS, STEPS, STEPS_PER_RADIUS
+
+    versions = library_versions()
     return {
         "checkpoint_sha256": checkpoint.sha256,
         "indices": data.indices.tolist(),
@@ -170,7 +173,10 @@ def _key(checkpoint: Checkpoint, plan: Plan, data: Images) -> dict[str, Any]:
         "seed": plan.seed,
         "batch_size": plan.batch_size,
         "oat-edge": __version__,
-        "pyautoattack": library_versions().get("pyautoattack"),
+        "torch": versions.get("torch"),
+        "pyautoattack": versions.get("pyautoattack"),
+        "device": device,
+        "pgd20": [STEPS, RESTARTS, STEPS_PER_RADIUS],
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import common, inference, train_step
+from benchmarks import common, inference, masked_gradients, square_reference, train_step
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +52,29 @@ def test_train_step(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     medians = saved["median_ms"]
     assert saved["gain"]["ratio"] == medians["straightforward"] / medians["folded"]
     assert "device" in saved["environment"]
+
+
+def test_masked_gradients(results: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--checkpoint", tiny_run, "--samples", "20", "--queries", "20"]
+    monkeypatch.setattr(sys, "argv", ["masked_gradients", *map(str, arguments)])
+    masked_gradients.main()
+    saved = json.loads((results / "masked-gradients-digits.json").read_text())
+    flagged = {
+        name: {check["name"] for check in network["checks"] if check["flagged"]}
+        for name, network in saved["networks"].items()
+    }
+    assert not flagged["honest"]
+    assert "randomised output" in flagged["noise on the logits"]
+    assert "zero gradient" in flagged["input in 16 levels"]
+
+
+def test_square_reference(results: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--checkpoint", tiny_run, "--samples", "20", "--queries", "10", "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", ["square_reference", *map(str, arguments)])
+    square_reference.main()
+    (file,) = results.glob("square-reference-*.json")
+    saved = json.loads(file.read_text())
+    assert len(saved["rows"]) == 4
+    for row in saved["rows"]:
+        assert 0 <= row["robust_accuracy"] <= saved["standard_accuracy"]
+        assert 1 <= row["mean_queries"] <= 10
