@@ -29,7 +29,7 @@ from oat_edge.cli.console import plain_table
 from oat_edge.cli.export import load_test_data
 from oat_edge.config import NetworkSpec
 from oat_edge.data import Split
-from oat_edge.evaluation.checks import Check, check_randomised, check_weaker
+from oat_edge.evaluation.checks import Check, check_randomised, check_square
 from oat_edge.evaluation.pack import chosen_indices
 from oat_edge.nn.fold import fold
 from oat_edge.train.checkpoint import load_checkpoint
@@ -71,7 +71,7 @@ def measure(net: Net, split: Split, spec: NetworkSpec, queries: int) -> dict[str
     checks: list[Check] = [
         check_randomised(infer, split.images, split.labels),
         *gradient_checks(net, x, y, pgd.right, eps=spec.eps, seed=0),
-        check_weaker("square", "Square", "PGD-20", square, white_box),
+        check_square("PGD-20", white_box, square, complete=False),
     ]
     return {
         "standard_accuracy": float(clean.mean()),

@@ -56,9 +56,11 @@ def autoattack_part(
         attack.apgd_targeted.n_target_classes = num_targets(num_classes)
         attack.fab.n_target_classes = num_targets(num_classes)
         x_adv, predicted = attack.run_standard_evaluation(x, y, batch_size=batch_size)
-    if (x_adv - x).abs().max() > eps + BALL_SLACK:
+    if not (x_adv - x).abs().max() <= eps + BALL_SLACK:  # NaN is no image either
         raise RuntimeError(f"{part} left the ε-ball: its figures would be worthless")
-    return x_adv, predicted == y, tuple(dict.fromkeys(said))
+    # The package goes by the argmax alone, which is a class even of logits that are no numbers.
+    right = (predicted == y) & _finite(logits, x_adv, batch_size)
+    return x_adv, right, tuple(dict.fromkeys(said))
 
 
 def implementation() -> str:
@@ -79,6 +81,12 @@ def check_num_classes(num_classes: int) -> None:
             f"AutoAttack and APGD need {MIN_CLASSES} classes or more, this network has "
             f"{num_classes}: use --attack pgd,square"
         )
+
+
+@torch.no_grad()
+def _finite(logits: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> Tensor:
+    """(N,) bool: all logits are finite."""
+    return torch.cat([logits(part).isfinite().all(dim=1) for part in torch.split(x, batch_size)])
 
 
 @contextmanager

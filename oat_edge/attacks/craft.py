@@ -66,8 +66,12 @@ def craft_pack(
 
 def pack_settings(attack: str, eps: float, seed: int, num_classes: int) -> dict[str, object]:
     """What a pack says of how it was made."""
+    settings = attack_settings(attack, eps, seed, num_classes)
+    if attack != "pgd20":
+        settings["stages"] = ["pgd20", *settings["stages"]]
+        settings["pgd20"] = attack_settings("pgd20", eps, seed, num_classes)
     return {
-        **attack_settings(attack, eps, seed, num_classes),
+        **settings,
         "grid": "8 bit, inside the ball; a fooling image fools after rounding",
         "not_fooled": "PGD-20's iterate of highest loss",
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,60 +20,31 @@ import torch
 from torch import Tensor
 
 from oat_edge.attacks.masking import gradient_checks
-from oat_edge.attacks.stages import ATTACKS, COST, StageResult, run_stage, still_right
+from oat_edge.attacks.plan import (
+    CHECKS,
+    PASSES,
+    PGD,
+    SQUARE,
+    SQUARE_OF_AUTOATTACK,
+    Images,
+    Plan,
+    cell_cost,
+    cell_name,
+)
+from oat_edge.attacks.stages import ATTACKS, StageResult, run_stage, still_right
 from oat_edge.evaluation.cells import Arrays, CellStore, Facts
-from oat_edge.evaluation.checks import Check, check_randomised, check_weaker
+from oat_edge.evaluation.checks import (
+    Check,
+    check_randomised,
+    check_square,
+    check_square_part,
+    check_weaker,
+)
 from oat_edge.evaluation.meter import Meter
 from oat_edge.evaluation.outcome import Bool, Outcome, right_under_square
-from oat_edge.evaluation.pack import Int64, UInt8
 from oat_edge.nn.fold import FoldedNetwork
 from oat_edge.operating_point import OperatingPoint
 from oat_edge.runtime.runner import Float32
-
-PGD, SQUARE, CHECKS = "pgd20", "square", "checks"
-SQUARE_OF_AUTOATTACK = "square-aa"
-COSTS = {**COST, SQUARE: 22.0, CHECKS: 1.5}
-# Passes through the network at most, backward ones not counted; for progress.
-PASSES = {
-    PGD: 110, "apgd-ce": 105, "apgd-t": 930, "fab-t": 1830, "square-aa": 5005, CHECKS: 110,
-}  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Images:
-    """What is attacked: N images of the test split."""
-
-    images: UInt8
-    """(N, C, H, W)"""
-    labels: Int64
-    indices: Int64
-    """(N,) places in the test split."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What is done at every operating point."""
-
-    attacks: tuple[str, ...]
-    """White-box ones of `stages.ATTACKS`, and "square"."""
-    eps: float
-    seed: int
-    num_classes: int
-    num_queries: int
-    batch_size: int
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """In order. PGD-20 is always there: the checks and the transfer grid build on it."""
-        white_box = (stage for a in self.attacks if a != SQUARE for stage in ATTACKS[a])
-        square = (SQUARE,) if SQUARE in self.attacks else ()
-        return tuple(dict.fromkeys((PGD, *white_box, *square, CHECKS)))
-
-    @property
-    def strongest(self) -> str:
-        """The white-box attack that includes the others."""
-        order = [PGD, *(attack for attack in ATTACKS if attack in self.attacks)]
-        return order[-1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -125,7 +97,11 @@ class PointAttack:
             else:
                 self._autoattack(part)
         return PointResult(
-            outcome=Outcome(clean=self.clean.cpu().numpy(), attacked=self._attacked()),
+            outcome=Outcome(
+                clean=_numpy(self.clean),
+                attacked=self._attacked(),
+                crafted={self.plan.crafted: self._right_on_crafted()},
+            ),
             checks=[*self.checks, *self._order_check(), self._square_check()],
             crafted=self.crafted,
             seconds=self.seconds,
@@ -184,7 +160,9 @@ class PointAttack:
     def _checks(self) -> None:
         def compute() -> tuple[Arrays, Facts]:
             checks = [
-                check_randomised(self._infer, self.data.images, self.data.labels),
+                check_randomised(
+                    self._infer, self.data.images, self.data.labels, self.plan.batch_size
+                ),
                 *gradient_checks(
                     self.logits,
                     self.x,
@@ -213,14 +191,16 @@ class PointAttack:
         white_box = np.logical_and.reduce(
             [_numpy(self.clean), *(self.right[stage] for stage in gradient_based)]
         )
-        square = self.right.get(SQUARE)
-        if square is None and SQUARE_OF_AUTOATTACK in self.right:
-            square = white_box & self.right[SQUARE_OF_AUTOATTACK]
-        if square is None:
-            reason = "Square was not run: add square to --attack"
-            return Check(name=SQUARE, flagged=None, evidence=reason)
-        name = {PGD: "PGD-20"}.get(gradient_based[-1], "all white-box attacks")
-        return check_weaker(SQUARE, "Square", name, square, white_box)
+        complete = len(gradient_based) > 1
+        if SQUARE in self.right:
+            name = "all white-box attacks" if complete else "PGD-20"
+            return check_square(name, white_box, self.right[SQUARE], complete=complete)
+        if SQUARE_OF_AUTOATTACK in self.right:
+            left = self.right[gradient_based[-1]]
+            fooled = left & ~self.right[SQUARE_OF_AUTOATTACK]
+            return check_square_part(int(fooled.sum()), int(left.sum()), len(left))
+        reason = "Square was not run: add square to --attack"
+        return Check(name=SQUARE, flagged=None, evidence=reason)
 
     def _attacked(self) -> dict[str, Bool]:
         """By attack: right after the last of its stages."""
@@ -228,6 +208,11 @@ class PointAttack:
         for attack in (PGD, *self.plan.attacks):
             attacked[attack] = self.right[SQUARE if attack == SQUARE else ATTACKS[attack][-1]]
         return attacked
+
+    def _right_on_crafted(self) -> Bool:
+        """Right on the images that are replayed elsewhere: PGD-20's and the strongest attack's."""
+        right: Bool = self.right[PGD] & self.right[ATTACKS[self.plan.strongest][-1]]
+        return right
 
     def _stage(self, stage: str, x: Tensor, y: Tensor) -> StageResult:
         return run_stage(
@@ -246,6 +231,7 @@ class PointAttack:
         cell = self.store.load(name)
         if cell is None:
             passes = self.plan.num_queries if part == SQUARE else PASSES[part]
+            passes *= math.ceil(len(self.y) / self.plan.batch_size)
             self.meter.begin(f"{self.point} {part}", cell_cost(self.point, part), passes)
             start = time.perf_counter()
             arrays, facts = compute()
@@ -263,17 +249,6 @@ class PointAttack:
             return out
 
         return infer
-
-
-def cell_name(point: OperatingPoint, part: str, plan: Plan) -> str:
-    """Name of a part's cell."""
-    queries = f"-{plan.num_queries}" if part == SQUARE else ""
-    return f"w{point.width!r}-lambda{point.lam!r}-{part}{queries}"
-
-
-def cell_cost(point: OperatingPoint, part: str) -> float:
-    """What a part costs, relative to others; for estimates of the time left."""
-    return COSTS[part] * point.width
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

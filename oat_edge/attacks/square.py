@@ -107,6 +107,7 @@ def square_settings(*, eps: float, num_queries: int, seed: int) -> dict[str, Any
     """How the attack is set, as reports say it."""
     return {
         "eps": eps,
+        "levels": levels(eps),
         "queries": num_queries,
         "p_init": P_INIT,
         "schedule": "as published, rescaled to the queries",

@@ -54,23 +54,29 @@ def load_packs(bundle: Bundle, attacks: Sequence[str]) -> PackSet | None:
     All widths, whatever is benched: the figures of a bundle are then always of the same images.
     attacks: as in `BenchConfig`. Raises `InputError` if Square has no images to start from.
     """
+    packs = read_packs(bundle)
+    if packs:
+        return PackSet(packs, checkpoint_sha256=bundle.checkpoint_sha256, eps=bundle.spec.eps)
+    if SQUARE in attacks:
+        raise InputError(
+            f"bundle {bundle.path.name} has no attack packs, and Square takes its clean images "
+            "from them: oat-edge export --attack-samples 256"
+        )
+    return None
+
+
+def read_packs(bundle: Bundle) -> list[AttackPack]:
+    """Every attack pack of the bundle, hash-checked, with images that the network takes."""
     packs = [
         AttackPack.load(bundle.checked_path(artifact)) for artifact in bundle.of_format("attacks")
     ]
-    if not packs:
-        if SQUARE in attacks:
-            raise InputError(
-                f"bundle {bundle.path.name} has no attack packs, and Square takes its clean images "
-                "from them: oat-edge export --attack-samples 256"
-            )
-        return None
     for pack in packs:
         if pack.images.shape[1:] != bundle.spec.image_shape:
             raise InputError(
                 f"attack pack {pack.attack} has images {pack.images.shape[1:]}, the network "
                 f"takes {bundle.spec.image_shape}: export the attacks again"
             )
-    return PackSet(packs, checkpoint_sha256=bundle.checkpoint_sha256, eps=bundle.spec.eps)
+    return packs
 
 
 def bench_images(

@@ -27,8 +27,7 @@ from oat_edge.operating_point import parse_list, select
 from oat_edge.require import require
 
 if TYPE_CHECKING:
-    from oat_edge.bench.heatmap import plot_transfer, transfer_paths
-from oat_edge.bench.report import Report
+    from oat_edge.bench.report import Report
 
 
 def bench(

@@ -45,8 +45,13 @@ def demo(
     config = ExportConfig(widths=checkpoint.spec.widths, seed=seed)
     bundle = run_export(checkpoint, config, out, trainer.dataset, console)
 
-    console.print("\n3/3  oat-edge bench --device cpu --quick", style="bold", markup=False)
+    console.print(
+        "\n3/3  oat-edge bench --device cpu --quick --attack pack,square",
+        style="bold",
+        markup=False,
+    )
     spec = bundle.spec
-    report = run_bench(bundle, BenchConfig.quick(seed=seed), spec.widths, spec.lambdas, console)
+    quick = BenchConfig.quick(seed=seed, attacks=("pack", "square"))
+    report = run_bench(bundle, quick, spec.widths, spec.lambdas, console)
     draw(report, out / "tradeoff.png", console)
     console.print(f"done in {time.monotonic() - started:.0f} s", markup=False)

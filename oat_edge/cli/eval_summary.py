@@ -8,6 +8,7 @@ from rich.console import Console
 
 from oat_edge.cli.console import plain_table
 from oat_edge.cli.summary import transfer_line
+from oat_edge.evaluation.checks import TOO_WEAK
 from oat_edge.evaluation.plots import TITLES
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def print_evaluation(report: EvalReport, console: Console) -> None:
             console.print(_table(rows, "pinned\nλ" if pinned else "λ"))
     lines = [
         f"{settings['mode']}. Accuracies in %, in brackets 95 % intervals (Wilson).",
-        "worst: right clean and under everything that was tried, image by image; an upper bound.",
+        "worst: right clean and under all of the table, image by image; an upper bound.",
         transfer_line(report.transfer) or "Transfer: nothing was replayed from elsewhere.",
         *_time(report),
     ]
@@ -37,7 +38,7 @@ def print_evaluation(report: EvalReport, console: Console) -> None:
     _print_checks(report, console)
     for row in report.rows:
         for text in row.warnings:
-            console.print(f"warning: {row.point}: {text}", style="yellow")
+            console.print(f"warning: {_name(row)}: {text}", style="yellow")
     for text in report.warnings:
         console.print(f"warning: {text}", style="yellow")
 
@@ -62,6 +63,10 @@ def _table(rows: list[EvalRow], lam: str) -> object:
             row.status,
         )
     return table
+
+
+def _name(row: EvalRow) -> str:
+    return f"{row.point} ({row.artifact})" if row.pinned else str(row.point)
 
 
 def _with_interval(share: float, span: tuple[float, ...]) -> str:
@@ -89,13 +94,15 @@ def _print_checks(report: EvalReport, console: Console) -> None:
     if made and not flagged:
         console.print(f"Masked gradients: no sign of them ({', '.join(sorted(made))}).")
     for row, check in flagged:
-        text = f"warning: {row.point}: masked gradients? {check.name}: {check.evidence}"
+        text = f"warning: {_name(row)}: masked gradients? {check.name}: {check.evidence}"
         console.print(text, style="yellow")
     if flagged:
-        console.print("warning: do not trust the RA of flagged rows", style="yellow")
+        console.print("warning: do not trust the RA of suspect rows", style="yellow")
     reasons: dict[str, list[str]] = {}
-    for _, check in checks:
-        if check.flagged is None and check.name not in reasons.setdefault(check.evidence, []):
+    for row, check in checks:
+        if check.flagged is None and TOO_WEAK in check.evidence:
+            console.print(f"warning: {_name(row)}: {check.evidence}", style="yellow")
+        elif check.flagged is None and check.name not in reasons.setdefault(check.evidence, []):
             reasons[check.evidence].append(check.name)
     for reason, names in reasons.items():
         console.print(f"Not checked ({', '.join(names)}): {reason}", style="dim")

@@ -16,6 +16,8 @@ from oat_edge.files import atomic_path, remove_temporaries, write_json
 Arrays = dict[str, npt.NDArray[Any]]
 Facts = dict[str, Any]
 META = "meta"
+# Counts up when what a cell means changes, attacks and their settings included.
+CELLS_FORMAT = 1
 
 
 class CellStore:

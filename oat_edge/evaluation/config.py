@@ -20,8 +20,8 @@ NUM_SAMPLES = 100
 class EvalConfig:
     """One evaluation."""
 
-    attacks: tuple[str, ...] = ATTACKS
-    """Some of `ATTACKS`."""
+    attacks: tuple[str, ...] | None = None
+    """Some of `ATTACKS`; None: all, of a bundle all that its packs hold."""
     num_samples: int | None = None
     """Test images, a seeded choice; None: 100 of a run's data, all that a bundle's packs hold."""
     eps: float | None = None
@@ -36,9 +36,9 @@ class EvalConfig:
     """Images per pass; AutoAttack's own."""
 
     def __post_init__(self) -> None:
-        if not self.attacks:
+        if self.attacks is not None and not self.attacks:
             raise InputError(f"attacks are empty: expected some of {', '.join(ATTACKS)}")
-        for attack in self.attacks:
+        for attack in self.attacks or ():
             if attack not in ATTACKS:
                 raise InputError(f"attack is '{attack}': expected {', '.join(ATTACKS)}")
         if self.num_samples is not None and self.num_samples < 1:
@@ -73,24 +73,36 @@ def check_levels(eps: float) -> None:
         )
 
 
-def parse_attacks(text: str, choices: tuple[str, ...] = ATTACKS) -> tuple[str, ...]:
-    """Read "pgd,square" or "all" into names as reports have them, weakest first."""
+def level_warnings(eps: float, attacks: tuple[str, ...]) -> tuple[str, ...]:
+    """Square attacks on the 8-bit grid: it cannot use the part of ε that is no whole level."""
+    whole = levels(eps)
+    if "square" not in attacks or abs(eps * 255 - whole) < 1e-6:
+        return ()
+    return (f"square: ε is {eps * 255:g}/255, Square attacks within {whole}/255 (8-bit levels)",)
+
+
+def parse_attacks(text: str) -> tuple[str, ...] | None:
+    """Read "pgd,square" into names as reports have them, weakest first; None for "all"."""
     names = [ALIASES.get(name, name) for name in (part.strip() for part in text.split(","))]
-    if "all" in names:
-        return choices
     for name in names:
-        if name not in choices:
-            close = difflib.get_close_matches(name, (*choices, *ALIASES), n=1)
+        if name not in (*ATTACKS, "all"):
+            close = difflib.get_close_matches(name, (*ATTACKS, *ALIASES), n=1)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
             raise InputError(
-                f"attack is '{name}': expected a list of {', '.join(choices)}, or all{hint}"
+                f"attack is '{name}': expected a list of {', '.join(ATTACKS)}, or all{hint}"
             )
-    return tuple(choice for choice in choices if choice in names)
+    return None if "all" in names else tuple(attack for attack in ATTACKS if attack in names)
 
 
-def mode(attacks: tuple[str, ...]) -> str:
-    """How far the robust accuracy may be trusted, in one line. attacks: all that were made."""
+def mode(attacks: tuple[str, ...], *, replayed: bool = False) -> str:
+    """How far the robust accuracy may be trusted, in one line.
+
+    attacks: all that were made. replayed: white-box ones come from packs.
+    """
+    white_box = [attack for attack in attacks if attack != "square"]
+    where = " packs (8-bit, crafted on the network), replayed" if replayed and white_box else ""
     if "autoattack" in attacks:
-        return "AutoAttack standard"
-    fast = " and ".join(attacks)
-    return f"fast: {fast} without AutoAttack, which may well find less robustness"
+        return f"PGD-20 and AutoAttack{where}" if replayed else "AutoAttack standard"
+    made = " and ".join(white_box) + where if white_box else ""
+    fast = " and ".join([*([made] if made else []), *(["square"] if "square" in attacks else [])])
+    return f"fast: {fast}, without AutoAttack, which may well find less robustness"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,12 @@ import numpy as np
 from oat_edge import __version__
 from oat_edge.attacks.square import square_settings
 from oat_edge.bench.environment import collect
-from oat_edge.bench.inputs import check_lambdas, load_packs, onnx_artifacts
+from oat_edge.bench.inputs import check_lambdas, onnx_artifacts
 from oat_edge.bundle import Artifact, Bundle
-from oat_edge.errors import InputError
-from oat_edge.evaluation.cells import CellStore
-from oat_edge.evaluation.checks import Check, check_randomised, check_weaker
-from oat_edge.evaluation.config import ATTACKS, EvalConfig, mode
+from oat_edge.evaluation.cells import CELLS_FORMAT, CellStore
+from oat_edge.evaluation.checks import Check, check_randomised, check_square
+from oat_edge.evaluation.choice import SQUARE, choose
+from oat_edge.evaluation.config import ATTACKS, EvalConfig, level_warnings, mode
 from oat_edge.evaluation.meter import Meter, Progress, silent
 from oat_edge.evaluation.outcome import (
     Bool,
@@ -39,10 +41,9 @@ from oat_edge.evaluation.report import (
     row_name,
 )
 from oat_edge.evaluation.transfer import transfer_grids
-from oat_edge.operating_point import OperatingPoint, grid
+from oat_edge.operating_point import OperatingPoint
 from oat_edge.runtime import Runner, open_artifact
 
-SQUARE = "square"
 CELLS = "eval"
 NO_GRADIENTS = "an engine has no gradients; `oat-edge eval RUN` looks at those of its network"
 GRADIENT_CHECKS = ("zero gradient", "single step", "restarts", "growing ε")
@@ -66,36 +67,21 @@ def evaluate_bundle(
     """
     check_lambdas(bundle, lambdas)
     artifacts = onnx_artifacts(bundle, widths)
-    packs, attacks, missing = _chosen_packs(bundle, config, widths)
-    _check_held(packs, attacks, widths, lambdas)
-    points = [
-        (artifact, point)
-        for artifact in artifacts
-        for point in _points_of(artifact, lambdas)
-        if artifact.pinned_lambda is None or point in packs.points or attacks == (SQUARE,)
-    ]
-    evaluated = {artifact.file for artifact, _ in points}
-    left_out = tuple(
-        f"{artifact.file}: left out, no attack pack holds λ={artifact.pinned_lambda:g}"
-        for artifact in artifacts
-        if artifact.file not in evaluated
-    )
-    if not points:
-        raise InputError(
-            f"bundle {bundle.path.name} has nothing that can be evaluated "
-            f"({'; '.join(left_out) or 'no onnx files'}): oat-edge export"
-        )
-    store = CellStore(bundle.path / CELLS, _key(bundle, packs, config))
-    if fresh:
-        store.clear()
+    choice = choose(bundle, artifacts, config, widths=widths, lambdas=lambdas)
+    packs, attacks = choice.packs, choice.attacks
+    meter = Meter(progress, sum(point.width for _, point in choice.points))
     passes = _passes(packs, config, attacks)
-    meter = Meter(progress, sum(point.width for _, point in points))
     rows: list[EvalRow] = []
     outcomes: dict[str, Outcome] = {}
     by_point: dict[OperatingPoint, Outcome] = {}
+    cleared: set[Path] = set()
     for artifact in artifacts:
         with open_artifact(bundle, artifact) as runner:
-            for point in (point for one, point in points if one is artifact):
+            store = CellStore(bundle.path / CELLS, _key(bundle, packs, config, runner))
+            if fresh and store.folder not in cleared:  # files of one engine share a folder
+                store.clear()
+                cleared.add(store.folder)
+            for point in (point for one, point in choice.points if one is artifact):
                 meter.begin(f"{artifact.file} λ={point.lam:g}", point.width, passes)
                 engine = _Engine(runner, artifact, point, packs, config, attacks, store, meter)
                 row, outcome = engine.run()
@@ -110,7 +96,7 @@ def evaluate_bundle(
             "eps": packs.eps,
             "seed": config.seed,
             "attacks": _attack_settings(packs, config, attacks),
-            "mode": mode(attacks) + (", replayed from packs" if attacks != (SQUARE,) else ""),
+            "mode": mode(attacks, replayed=True),
             "num_samples": len(packs),
             "widths": list(widths),
             "lambdas": list(lambdas),
@@ -121,83 +107,26 @@ def evaluate_bundle(
         rows=tuple(rows),
         transfer=transfer_grids(by_point),
         samples_file=None,
-        warnings=(*missing, *left_out),
+        warnings=(*choice.warnings, *level_warnings(packs.eps, attacks)),
     )
     return Evaluation(report=report, indices=packs.indices, labels=packs.labels, outcomes=outcomes)
 
 
-def _chosen_packs(
-    bundle: Bundle, config: EvalConfig, widths: Sequence[float]
-) -> tuple[PackSet, tuple[str, ...], tuple[str, ...]]:
-    """The packs that hold the images; the attacks that are made, of packs, and Square; warnings.
+def _key(bundle: Bundle, packs: PackSet, config: EvalConfig, runner: Runner) -> dict[str, Any]:
+    """All that the content of a cell depends on, but for what its name says.
 
-    Every attack that was named must be there for all widths; "all" takes what is, and warns.
+    The engine and the machine too: a bundle travels with its cells.
     """
-    packs = load_packs(bundle, (SQUARE,))
-    assert packs is not None  # Square insists on images
-    if config.eps not in (None, packs.eps):
-        raise InputError(
-            f"eps is {config.eps:g}: the packs of bundle {bundle.path.name} were made at "
-            f"{packs.eps * 255:g}/255, evaluate the run for another"
-        )
-    held = {pack.attack for pack in packs.packs}
-    missing: tuple[str, ...] = ()
-    if config.attacks == ATTACKS:
-        of_width = [{p.attack for p in packs.packs if p.width == width} for width in widths]
-        everywhere = held.intersection(*of_width) or held
-        attacks = tuple(a for a in ATTACKS if a in everywhere or a == SQUARE)
-        missing = tuple(
-            f"{attack}: left out, not all widths have a pack of it (oat-edge export "
-            f"--attack {attack})"
-            for attack in sorted(held - everywhere)
-        )
-    else:
-        attacks = config.attacks
-    for attack in attacks:
-        if attack != SQUARE and attack not in held:
-            raise InputError(
-                f"bundle {bundle.path.name} has no {attack} pack (it has {', '.join(sorted(held))}"
-                f"): oat-edge export --attack {attack}"
-            )
-    chosen = [pack for pack in packs.packs if pack.attack in attacks]
-    if chosen:
-        packs = PackSet(chosen, checkpoint_sha256=bundle.checkpoint_sha256, eps=packs.eps)
-    if config.num_samples is not None:
-        packs = packs.cut(config.num_samples, config.seed)
-    return packs, attacks, missing
-
-
-def _points_of(artifact: Artifact, lambdas: Sequence[float]) -> list[OperatingPoint]:
-    """A file with a pinned λ has that one only."""
-    pinned = artifact.pinned_lambda
-    return [
-        OperatingPoint(artifact.width, lam) for lam in (lambdas if pinned is None else (pinned,))
-    ]
-
-
-def _check_held(
-    packs: PackSet, attacks: tuple[str, ...], widths: Sequence[float], lambdas: Sequence[float]
-) -> None:
-    """Raise `InputError` for an attack that was asked for and has no pack at some point."""
-    sources = set(packs.sources)
-    for point in grid(tuple(widths), tuple(lambdas)):
-        for attack in attacks:
-            if attack != SQUARE and (attack, point) not in sources:
-                held = sorted(p.lam for a, p in sources if (a, p.width) == (attack, point.width))
-                have = f"has λ {', '.join(f'{lam:g}' for lam in held)}" if held else "has none"
-                raise InputError(
-                    f"no {attack} pack is for width {point.width:g} at λ={point.lam:g} (that "
-                    f"width {have}): choose from them, or oat-edge export "
-                    f"--width {point.width:g} --attack {attack}"
-                )
-
-
-def _key(bundle: Bundle, packs: PackSet, config: EvalConfig) -> dict[str, Any]:
+    environment = collect()
     return {
         "checkpoint_sha256": bundle.checkpoint_sha256,
         "indices": packs.indices.tolist(),
         "eps": packs.eps,
         "seed": config.seed,
+        "images": hashlib.sha256(packs.images.tobytes() + packs.labels.tobytes()).hexdigest(),
+        "engine": [runner.backend, runner.device, runner.precision, runner.versions],
+        "machine": dataclasses.asdict(environment.device),
+        "format": CELLS_FORMAT,
         "oat-edge": __version__,
     }
 
@@ -291,7 +220,11 @@ class _Engine:
         return cell[0]["right"], cell[1]["seconds"]
 
     def _checks(self, outcome: Outcome) -> list[Check]:
-        checks = [check_randomised(self.infer, self.packs.images, self.packs.labels)]
+        checks = [
+            check_randomised(
+                self.infer, self.packs.images, self.packs.labels, self.config.batch_size
+            )
+        ]
         robust = outcome.robust
         white_box = [
             attack for attack in ATTACKS if attack in outcome.attacked and attack != SQUARE
@@ -299,7 +232,8 @@ class _Engine:
         if SQUARE in robust and white_box:
             right = np.logical_and.reduce([robust[attack] for attack in white_box])
             name = f"the replayed {' and '.join(white_box)}"
-            checks.append(check_weaker(SQUARE, "Square", name, robust[SQUARE], right))
+            complete = white_box != ["pgd20"]
+            checks.append(check_square(name, right, robust[SQUARE], complete=complete))
         else:
             reason = "needs Square and an attack pack: add them to --attack"
             checks.append(Check(name=SQUARE, flagged=None, evidence=reason))

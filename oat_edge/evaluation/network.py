@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oat_edge import __version__
 from oat_edge.bench.environment import collect, library_versions
-from oat_edge.evaluation.cells import CellStore
+from oat_edge.evaluation.cells import CELLS_FORMAT, CellStore
 from oat_edge.evaluation.config import (
+    ATTACKS,
     NUM_SAMPLES,
     EvalConfig,
     check_levels,
+    level_warnings,
     mode,
 )
 from oat_edge.evaluation.meter import Meter, Progress, silent
@@ -31,7 +35,8 @@ from oat_edge.evaluation.transfer import transfer_grids
 from oat_edge.operating_point import OperatingPoint, grid
 
 if TYPE_CHECKING:
-    from oat_edge.attacks.point import Images, Plan, PointResult
+    from oat_edge.attacks.plan import Images, Plan
+    from oat_edge.attacks.point import PointResult
     from oat_edge.data import Dataset
     from oat_edge.nn.fold import FoldedNetwork
     from oat_edge.train.checkpoint import Checkpoint
@@ -61,7 +66,8 @@ def evaluate_network(
     """
     import torch
 
-    from oat_edge.attacks.point import PointAttack, cell_cost, cell_name
+    from oat_edge.attacks.plan import cell_cost, cell_name
+    from oat_edge.attacks.point import PointAttack
     from oat_edge.nn.fold import fold
 
     plan = _plan(checkpoint, config)
@@ -78,6 +84,7 @@ def evaluate_network(
     ]
     transfer = config.transfer and len(points) > 1
     transfer_cost = REPLAY_COST * len(points) ** 2 if transfer else 0.0
+    batches = math.ceil(len(data.labels) / plan.batch_size)
     meter = Meter(progress, sum(cell_cost(*cell) for cell in todo) + transfer_cost)
     # Gradients are up to 1.5x faster in this layout.
     checkpoint.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -88,8 +95,8 @@ def evaluate_network(
     }
     outcomes = {point: result.outcome for point, result in results.items()}
     if transfer:
-        meter.begin("transfer", transfer_cost, len(points) ** 2)
-        outcomes = _transferred(networks, results, data, plan.strongest, meter)
+        meter.begin("transfer", transfer_cost, len(points) ** 2 * batches)
+        outcomes = _transferred(networks, results, data, plan.crafted, meter)
         meter.end()
     subject = Subject(
         artifact="checkpoint.safetensors",
@@ -120,7 +127,7 @@ def evaluate_network(
         rows=rows,
         transfer=transfer_grids(outcomes),
         samples_file=None,
-        warnings=(),
+        warnings=(*_fewer(config, data), *level_warnings(plan.eps, plan.attacks)),
     )
     return Evaluation(
         report=report,
@@ -132,17 +139,18 @@ def evaluate_network(
 
 def _plan(checkpoint: Checkpoint, config: EvalConfig) -> Plan:
     from oat_edge.attacks.autoattack import check_num_classes, implementation
-    from oat_edge.attacks.point import PGD, SQUARE, Plan
+    from oat_edge.attacks.plan import PGD, SQUARE, Plan
 
     num_classes = checkpoint.spec.num_classes
-    if set(config.attacks) - {PGD, SQUARE}:  # told before any work
+    attacks = ATTACKS if config.attacks is None else config.attacks
+    if set(attacks) - {PGD, SQUARE}:  # told before any work
         check_num_classes(num_classes)
         implementation()
     eps = checkpoint.spec.eps if config.eps is None else config.eps
-    if SQUARE in config.attacks:
+    if SQUARE in attacks:
         check_levels(eps)
     return Plan(
-        attacks=config.attacks,
+        attacks=attacks,
         eps=eps,
         seed=config.seed,
         num_classes=num_classes,
@@ -153,12 +161,17 @@ def _plan(checkpoint: Checkpoint, config: EvalConfig) -> Plan:
 
 def _choose(dataset: Dataset, config: EvalConfig) -> Images:
     """A seeded choice of test images: the one that `export` makes for packs of that size."""
-    from oat_edge.attacks.point import Images
+    from oat_edge.attacks.plan import Images
 
     num = config.num_samples or NUM_SAMPLES
     indices = chosen_indices(len(dataset.test), num, config.seed)
     split = dataset.test.take(indices)
     return Images(images=split.images, labels=split.labels, indices=indices)
+
+
+def _fewer(config: EvalConfig, data: Images) -> tuple[str, ...]:
+    num, wanted = len(data.indices), config.num_samples or 0
+    return (f"samples: {wanted} asked for, the test split has {num}",) if num < wanted else ()
 
 
 def _key(checkpoint: Checkpoint, plan: Plan, data: Images, device: str) -> dict[str, Any]:
@@ -169,9 +182,11 @@ def _key(checkpoint: Checkpoint, plan: Plan, data: Images, device: str) -> dict[
     return {
         "checkpoint_sha256": checkpoint.sha256,
         "indices": data.indices.tolist(),
+        "images": hashlib.sha256(data.images.tobytes() + data.labels.tobytes()).hexdigest(),
         "eps": plan.eps,
         "seed": plan.seed,
         "batch_size": plan.batch_size,
+        "format": CELLS_FORMAT,
         "oat-edge": __version__,
         "torch": versions.get("torch"),
         "pyautoattack": versions.get("pyautoattack"),
@@ -181,7 +196,7 @@ def _key(checkpoint: Checkpoint, plan: Plan, data: Images, device: str) -> dict[
 
 
 def _settings(plan: Plan) -> dict[str, Any]:
-    from oat_edge.attacks.point import PGD, SQUARE
+    from oat_edge.attacks.plan import PGD, SQUARE
     from oat_edge.attacks.square import square_settings
     from oat_edge.attacks.stages import attack_settings
 

@@ -33,7 +33,11 @@ def transfer_grids(outcomes: Mapping[OperatingPoint, Outcome]) -> tuple[Transfer
     grids = []
     for attack in dict.fromkeys(name for name, _ in crafted):
         sources = {point for name, point in crafted if name == attack}
-        sources |= {point for point in targets if attack in outcomes[point].attacked}
+        sources |= {
+            point
+            for point in targets
+            if attack in outcomes[point].attacked or attack in outcomes[point].crafted
+        }
         columns = tuple(sorted(sources))
         rows = tuple(
             tuple(_share(outcomes[target], attack, source, target) for source in columns)
@@ -74,7 +78,7 @@ def _share(
     outcome: Outcome, attack: str, source: OperatingPoint, target: OperatingPoint
 ) -> float | None:
     if source == target:
-        right = outcome.attacked.get(attack)
+        right = outcome.crafted.get(attack, outcome.attacked.get(attack))
     else:
         right = outcome.transferred.get((attack, source))
     return None if right is None else float((outcome.clean & right).mean())

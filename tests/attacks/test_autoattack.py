@@ -144,6 +144,44 @@ def test_an_attack_that_left_the_ball_would_not_be_reported(
         part("apgd-ce", toy_logits(), *toy_tensors(3))
 
 
+def test_an_image_that_is_no_number_is_not_inside_the_ball(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lost(self: object, x: Tensor, y: Tensor, **_: object) -> tuple[Tensor, Tensor]:
+        return x * float("nan"), y
+
+    monkeypatch.setattr(pyautoattack.AutoAttack, "run_standard_evaluation", lost)
+    with pytest.raises(RuntimeError, match="left the ε-ball"):
+        part("apgd-ce", toy_logits(), *toy_tensors(3))
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "square-aa"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_wrong_though_their_argmax_is_the_label(
+    bad: float, name: str
+) -> None:
+    """Images 1 and BATCH + 1, in different batches, are so bright that the label's logit breaks."""
+    logits, (x, y) = toy_logits(), toy_tensors(12)
+    clean = logits(x).argmax(dim=1) == y
+    x, y = x[clean][: BATCH + 2].clone(), y[clean][: BATCH + 2].clone()
+    assert len(x) == BATCH + 2
+    broken = torch.tensor([1, BATCH + 1])
+    x[broken], y[broken] = 1.0, 2
+
+    def breaks(image: Tensor) -> Tensor:
+        bright = (image.flatten(1).mean(dim=1) > 1 - EPS - 0.01)[:, None]
+        at_label = torch.nn.functional.one_hot(torch.tensor(2), 5).bool()
+        return torch.where(bright & at_label, bad, logits(image))
+
+    assert (breaks(x).argmax(dim=1) == y).all(), "the argmax alone would not tell"
+    _, right, _ = part(name, breaks, x, y)
+    _, honest, _ = part(name, logits, x, y)
+    others = torch.ones(len(x), dtype=torch.bool)
+    others[broken] = False
+    assert not right[broken].any()
+    assert right[others].any() and honest[others].any()
+
+
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_too_few_classes_are_refused_with_what_to_do(num_classes: int) -> None:
     with pytest.raises(InputError, match=rf"need 4 classes .* has {num_classes}: use --attack pgd"):

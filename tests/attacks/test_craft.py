@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from oat_edge.attacks import craft
 from oat_edge.attacks.craft import craft_pack, pack_settings
-from oat_edge.attacks.stages import ATTACKS, still_right
+from oat_edge.attacks.stages import ATTACKS, attack_settings, still_right
 from oat_edge.data import Dataset
 from oat_edge.evaluation.pack import AttackPack, levels
 from oat_edge.nn.fold import fold
@@ -68,7 +68,13 @@ def test_packs_lie_on_the_grid_inside_the_ball_in_integers(attack, packs) -> Non
     assert distance.max() == levels(EPS) == 32
     assert (pack.attack, pack.width, pack.lambdas, pack.eps) == (attack, 1.0, LAMBDAS, EPS)
     assert pack.settings == pack_settings(attack, EPS, 0, 5)
-    assert pack.settings["stages"] == list(ATTACKS[attack])
+    assert pack.settings["stages"] == list(dict.fromkeys(["pgd20", *ATTACKS[attack]]))
+    pgd = attack_settings("pgd20", EPS, 0, 5)
+    if attack == "pgd20":
+        assert pgd.items() <= pack.settings.items() and "pgd20" not in pack.settings
+    else:
+        assert pack.settings["pgd20"] == pgd
+        assert pack.settings["iterations"] == 100 and pack.settings["seed"] == 0
 
 
 @given(eps=st.floats(1 / 255, 1), seed=st.integers(0, 2**63 - 1))
@@ -133,6 +139,10 @@ def test_a_stage_gets_only_what_is_left_and_none_when_nothing_is(monkeypatch) ->
     seen.clear()
     toy_pack("apgd", eps=0.6)
     assert seen == [("pgd20", 16)] * 2
+    for attack in ATTACKS:
+        seen.clear()
+        pack = toy_pack(attack, lambdas=(0.0,))
+        assert [stage for stage, _ in seen] == pack.settings["stages"], "what it says it did"
 
 
 def test_packs_come_back_from_disk_with_equal_settings(packs, tmp_path: Path) -> None:

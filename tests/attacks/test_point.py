@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from oat_edge.attacks import point as point_module
-from oat_edge.attacks.point import (
+from oat_edge.attacks.plan import (
     CHECKS,
     COSTS,
     PASSES,
@@ -16,14 +16,14 @@ from oat_edge.attacks.point import (
     SQUARE,
     Images,
     Plan,
-    PointAttack,
-    PointResult,
     cell_cost,
     cell_name,
 )
-from oat_edge.attacks.stages import ATTACKS, run_stage, still_right
+from oat_edge.attacks.point import PointAttack, PointResult
+from oat_edge.attacks.stages import ATTACKS, StageResult, run_stage, still_right
 from oat_edge.data import load
 from oat_edge.evaluation.cells import CellStore
+from oat_edge.evaluation.checks import TOO_WEAK, Check
 from oat_edge.evaluation.meter import Meter, silent
 from oat_edge.nn.fold import fold
 from oat_edge.operating_point import OperatingPoint
@@ -36,6 +36,10 @@ POINT = OperatingPoint(1.0, 0.0)
 def plan(*attacks: str, **changes) -> Plan:
     settings = {"eps": EPS, "seed": 0, "num_classes": 5, "num_queries": 60, "batch_size": 250}
     return Plan(attacks=attacks, **{**settings, **changes})
+
+
+# Enough for the checks that compare attacks.
+MANY = 60
 
 
 def toy_data(num: int = 24) -> Images:
@@ -51,7 +55,8 @@ def run(folder: Path, what: Plan, *, folded=None, data=None, at=POINT) -> PointR
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> PointResult:
     """Everything there is."""
-    return run(tmp_path_factory.mktemp("whole"), plan("apgd", "autoattack", "square"))
+    folder = tmp_path_factory.mktemp("whole")
+    return run(folder, plan("apgd", "autoattack", "square"), data=toy_data(MANY))
 
 
 def test_parts_come_in_an_order_in_which_each_finds_what_it_builds_on():
@@ -78,7 +83,7 @@ def test_every_attack_is_reported_and_the_longer_one_is_never_the_weaker(whole):
 
 def test_autoattack_runs_as_its_authors_have_it_whatever_pgd_has_fooled(whole):
     """Its stages attack what they left themselves: PGD-20 must not thin them out."""
-    data = toy_data()
+    data = toy_data(MANY)
     x, y = torch.from_numpy(data.images).float() / 255, torch.from_numpy(data.labels)
     logits = Toy().at(torch.zeros(1))
     right = still_right(logits, x, y)
@@ -90,16 +95,103 @@ def test_autoattack_runs_as_its_authors_have_it_whatever_pgd_has_fooled(whole):
 
 
 def test_what_is_handed_to_the_transfer_grid_fools_wherever_an_attack_did(whole):
-    data = toy_data()
+    data = toy_data(MANY)
     logits = Toy().at(torch.zeros(1))
     y = torch.from_numpy(data.labels)
     right = still_right(logits, whole.crafted, y).numpy()
     assert not (right & ~whole.outcome.attacked["autoattack"]).any()
     assert not (right & ~whole.outcome.attacked["pgd20"]).any()
+    # And nowhere else: this is what the diagonal of the grid says.
+    clean = whole.outcome.clean
+    assert whole.outcome.crafted.keys() == {"pgd20 and autoattack"}
+    assert np.array_equal(clean & right, clean & whole.outcome.crafted["pgd20 and autoattack"])
     x = torch.from_numpy(data.images).float() / 255
     assert (whole.crafted - x).abs().max() <= EPS + 1e-6
     # Those that nothing fools are PGD's, not the clean image.
     assert (whole.crafted != x).flatten(1).any(dim=1).all()
+
+
+@pytest.mark.parametrize("weak", ["pgd20", "apgd", None])
+def test_the_images_of_both_are_replayed_whichever_is_the_weaker(weak, tmp_path, monkeypatch):
+    """Made to fool nothing, one leaves the other's images."""
+    own = run_stage
+
+    def weakened(stage, logits, x, y, **options):
+        if weak is not None and stage in ATTACKS[weak]:
+            return StageResult(x.clone(), torch.ones(len(x), dtype=torch.bool))
+        return own(stage, logits, x, y, **options)
+
+    monkeypatch.setattr(point_module, "run_stage", weakened)
+    result = run(tmp_path, plan("apgd"))
+    outcome, data = result.outcome, toy_data()
+    assert outcome.crafted.keys() == {"pgd20 and apgd"}
+    crafted = outcome.clean & outcome.crafted["pgd20 and apgd"]
+    labels = torch.from_numpy(data.labels)
+    replayed = still_right(Toy().at(torch.zeros(1)), result.crafted, labels).numpy()
+    assert np.array_equal(crafted, outcome.clean & replayed)
+    robust = outcome.robust
+    assert np.array_equal(crafted, robust["pgd20"] & robust["apgd"])
+    assert crafted.sum() < outcome.clean.sum()
+    for attack in ("pgd20", "apgd"):
+        assert np.array_equal(robust[attack], outcome.clean) == (attack == weak)
+
+
+def test_of_pgd_alone_the_images_are_named_and_right_as_it_is(tmp_path):
+    outcome = run(tmp_path, plan("pgd20", "square")).outcome
+    assert outcome.crafted.keys() == {"pgd20"}
+    assert np.array_equal(outcome.crafted["pgd20"], outcome.attacked["pgd20"])
+
+
+def square_of(result: PointResult) -> Check:
+    (check,) = [check for check in result.checks if check.name == "square"]
+    return check
+
+
+def stronger_square(monkeypatch, share):
+    """Square that leaves every n-th image."""
+
+    def strong(infer, images, labels, clean, **options):
+        return clean & (np.arange(len(clean)) % share == 0)
+
+    monkeypatch.setattr(point_module, "right_under_square", strong)
+
+
+def test_square_stronger_than_pgd_alone_warns_and_than_apgd_too_is_suspect(tmp_path, monkeypatch):
+    stronger_square(monkeypatch, 20)
+    data = toy_data(MANY)
+    alone = run(tmp_path, plan("pgd20", "square"), data=data)
+    check = square_of(alone)
+    assert check.flagged is None and check.evidence.endswith(TOO_WEAK)
+    assert "under PGD-20;" in check.evidence and not flags(alone)
+    both = run(tmp_path, plan("pgd20", "apgd", "square"), data=data)
+    check = square_of(both)
+    assert check.flagged is True and "under all white-box attacks;" in check.evidence
+
+
+@pytest.mark.parametrize(("more", "flagged"), [(0, False), (2, False), (3, True)])
+def test_of_autoattacks_own_square_what_it_adds_is_judged(more, flagged, tmp_path, monkeypatch):
+    """Two images, or 2 %: without Square of our own there is nothing to compare."""
+    own = run_stage
+
+    def changed(stage, logits, x, y, **options):
+        if stage != "square-aa":
+            return own(stage, logits, x, y, **options)
+        return StageResult(x.clone(), torch.arange(len(x)) >= more)
+
+    monkeypatch.setattr(point_module, "run_stage", changed)
+    result = run(tmp_path, plan("autoattack"), data=toy_data(MANY))
+    check = square_of(result)
+    left = int(result.outcome.attacked["autoattack"].sum()) + more
+    assert check.flagged is flagged
+    assert f"fooled {more} of the {left} images" in check.evidence
+    assert check.evidence.endswith(f"of {MANY}")
+
+
+def test_logits_that_are_no_numbers_are_flagged(tmp_path):
+    broken = Changed(Toy(), after=lambda z: torch.where(z[:, :1] > z[:, :1].median(), torch.inf, z))
+    result = run(tmp_path, plan("pgd20", num_queries=5), folded=broken)
+    (check,) = [check for check in result.checks if check.name == "randomised output"]
+    assert check.flagged is True and check.evidence == "logits of 12 of 24 images are not finite"
 
 
 def test_an_honest_network_is_flagged_by_nothing(whole):
@@ -183,7 +275,8 @@ class Changed:
 @pytest.fixture(scope="module")
 def trained(trained_run):
     test = load("digits", train_samples=600).test
-    images = Images(images=test.images[:24], labels=test.labels[:24], indices=np.arange(24))
+    part = slice(MANY)
+    images = Images(images=test.images[part], labels=test.labels[part], indices=np.arange(MANY))
     return load_checkpoint(trained_run), images
 
 
@@ -209,7 +302,10 @@ def scaled_head(network):
 
 def test_a_trained_network_is_flagged_by_nothing(trained, tmp_path):
     result = run_trained(tmp_path, trained)
-    assert flags(result) == set()
+    assert {check.name: check.flagged for check in result.checks} == dict.fromkeys(
+        ["randomised output", "zero gradient", "single step", "restarts", "growing ε", "square"],
+        False,
+    )
     assert result.outcome.clean.mean() > 0.6 and 0 < result.outcome.robust["worst"].mean() < 0.8
 
 

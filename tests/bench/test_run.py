@@ -242,8 +242,11 @@ def test_settings_say_what_was_done(benched):
 def test_settings_of_square_are_those_it_ran_with(squared):
     assert squared.report.settings["attacks"]["square"] == {
         "eps": 8 / 255,
+        "levels": 8,
         "queries": squared.config.queries,
         "p_init": 0.8,
+        "schedule": "as published, rescaled to the queries",
+        "grid": "8 bit",
         "seed": squared.config.seed,
     }
 

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from oat_edge.cli.eval_summary import print_evaluation
-from oat_edge.evaluation.checks import Check
+from oat_edge.evaluation.checks import TOO_WEAK, Check
 from oat_edge.evaluation.report import REPORT, SAMPLES, EvalReport
 from oat_edge.files import point_latest
 from tests.evaluation.test_plots import ALL, make_report
@@ -134,14 +134,30 @@ def test_a_bundle_is_replayed_and_attacked(main, bundle):
     check_fine(ended)
     report = EvalReport.load(bundle / REPORT)
     assert len(report.rows) == 2 * 6 + 2 and sum(row.pinned for row in report.rows) == 2
-    assert "pinned" in ended.out and "pgd20 and square" in ended.out
+    assert "pinned" in ended.out
+    assert report.settings["mode"].startswith("fast: pgd20 packs (8-bit, crafted on the network)")
+    assert f"{report.settings['mode']}. Accuracies" in " ".join(ended.out.split())
     checks = [check for row in report.rows for check in row.checks if check.flagged is None]
     assert checks and all(check.evidence for check in checks)
-    assert "warning: apgd" not in ended.out and "Traceback" not in ended.out
+    assert "Traceback" not in ended.out
+    # The packs hold PGD-20 alone: the others are left out, and named.
+    assert len(report.warnings) == 2
+    for attack in ("apgd", "autoattack"):
+        assert f"warning: {attack}: left out, the bundle has no pack of it" in ended.out
+
+
+@pytest.mark.parametrize("attacks", ["pgd,apgd,autoattack,square", "apgd"])
+def test_attacks_of_a_bundle_that_are_named_must_be_there(attacks, main, bundle):
+    before = sorted(bundle.rglob("*"))
+    ended = main("eval", bundle, "--attack", attacks, *FEW)
+    (line,) = ended.err.splitlines()
+    assert ended.code == 2 and ended.out == "" and sorted(bundle.rglob("*")) == before
+    assert "has no apgd pack (it has pgd20): oat-edge export --attack apgd" in line
 
 
 REFUSED = [
     ("--attack pgdd", "attack is 'pgdd': expected a list of pgd20", "did you mean 'pgd'?"),
+    ("--attack all,foo", "attack is 'foo': expected a list of pgd20"),
     ("--samples 0", "samples is 0"),
     ("--queries 0", "queries is 0"),
     ("--eps 8", "did you mean 8/255?"),
@@ -291,4 +307,29 @@ def test_the_table_fits_a_hundred_columns(lambdas, pinned):
     assert "…" not in text and text.count("100.0 (84–100)") == 2 * 4
     for name in ("PGD-20", "APGD", "AutoAttack", "Square", "transfer", "worst", "checks"):
         assert name in text
-    assert text.count("suspect") >= 4 and "do not trust the RA of flagged rows" in text
+    # Four rows, and the line below them.
+    assert text.count("suspect") == 4 + 1 and "do not trust the RA of suspect rows" in text
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_line_about_a_pinned_row_names_its_file(pinned):
+    """At one point there may be two rows, of two files."""
+    report = make_report((1.0,), (0.3,), pinned=pinned)
+    (row,) = report.rows
+    checks = (
+        Check(name="growing ε", flagged=True, evidence="seen"),
+        Check(name="square", flagged=None, evidence=f"30 % and 40 %: {TOO_WEAK}"),
+        Check(name="restarts", flagged=None, evidence="needs 50 images or more, there were 8"),
+    )
+    row = dataclasses.replace(row, checks=checks, warnings=("said",), status="suspect")
+    lines = printed(dataclasses.replace(report, rows=(row,)), 200).splitlines()
+    name = "1@0.3 (w.onnx)" if pinned else "1@0.3"
+    for text in (
+        "masked gradients? growing ε: seen",
+        f"30 % and 40 %: {TOO_WEAK}",
+        "said",
+    ):
+        assert lines.count(f"warning: {name}: {text}") == 1
+    # Too weak is a warning, not one more thing that was not checked.
+    assert "Not checked (restarts): needs 50 images or more, there were 8" in lines
+    assert sum("Not checked" in line for line in lines) == 1

@@ -12,6 +12,7 @@ from oat_edge.evaluation.config import (
     EvalConfig,
     check_eps,
     check_levels,
+    level_warnings,
     mode,
     parse_attacks,
 )
@@ -20,13 +21,15 @@ from oat_edge.evaluation.config import (
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("all", ATTACKS),
+        ("all", None),
+        (" all ", None),
         ("pgd", ("pgd20",)),
         ("pgd20", ("pgd20",)),
         ("square,pgd", ("pgd20", "square")),
         (" apgd , autoattack ", ("apgd", "autoattack")),
         ("pgd,pgd20,pgd", ("pgd20",)),
-        ("square,all", ATTACKS),
+        ("square,all", None),
+        (",".join(ATTACKS), ATTACKS),
     ],
 )
 def test_lists_of_attacks_are_read(text, expected):
@@ -50,7 +53,9 @@ def test_a_slip_is_answered_with_what_was_meant(text, hint):
         parse_attacks(f"square,{text}")
 
 
-@pytest.mark.parametrize("text", ["", ",", "pgd,", "fab", "ALL", "auto attack"])
+@pytest.mark.parametrize(
+    "text", ["", ",", "pgd,", "fab", "ALL", "auto attack", "all,foo", "foo,all", "all,", "all pgd"]
+)
 def test_what_is_no_attack_is_refused_with_the_list(text):
     with pytest.raises(InputError, match="expected a list of pgd20, apgd, autoattack, square"):
         parse_attacks(text)
@@ -100,7 +105,49 @@ def test_a_config_is_plain_json():
     assert value["eps"] == 8 / 255 and value["seed"] == 2**63 - 1 and value["num_samples"] is None
 
 
-def test_only_autoattack_is_not_called_fast_and_nothing_is_named_that_was_not_run():
+def test_nothing_named_is_not_the_same_as_everything_named():
+    assert EvalConfig().attacks is None and EvalConfig().to_json()["attacks"] is None
+    assert EvalConfig(attacks=ATTACKS).attacks == ATTACKS
+
+
+SETS = st.lists(st.sampled_from(ATTACKS), min_size=1, unique=True).map(
+    lambda names: tuple(sorted(names, key=ATTACKS.index))
+)
+
+
+@given(attacks=SETS, replayed=st.booleans())
+def test_only_autoattack_is_not_called_fast_and_packs_are_called_packs(attacks, replayed):
+    text = mode(attacks, replayed=replayed)
+    assert text.startswith("fast: ") == ("autoattack" not in attacks)
+    assert text.endswith("without AutoAttack, which may well find less robustness") == (
+        "autoattack" not in attacks
+    )
+    # Only engines are replayed on, and only white-box attacks come from packs.
+    packs = replayed and attacks != ("square",)
+    assert ("packs (8-bit, crafted on the network), replayed" in text) == packs
+    if "autoattack" not in attacks:
+        named = {name for name in ATTACKS[:2] + ATTACKS[3:] if name in text}
+        assert named == set(attacks)
+
+
+def test_the_mode_word_by_word():
+    weak = "without AutoAttack, which may well find less robustness"
+    packs = "packs (8-bit, crafted on the network), replayed"
     assert mode(ATTACKS) == mode(("autoattack",)) == "AutoAttack standard"
-    assert mode(("pgd20", "square")).startswith("fast: pgd20 and square without AutoAttack")
-    assert "pgd20" not in mode(("square",))
+    assert mode(ATTACKS, replayed=True) == f"PGD-20 and AutoAttack {packs}"
+    assert mode(("pgd20", "square")) == f"fast: pgd20 and square, {weak}"
+    assert mode(("pgd20", "square"), replayed=True) == f"fast: pgd20 {packs} and square, {weak}"
+    assert mode(("square",)) == mode(("square",), replayed=True) == f"fast: square, {weak}"
+
+
+def test_square_is_told_where_its_levels_do_not_fill_the_radius():
+    (text,) = level_warnings(8.5 / 255, ATTACKS)
+    assert text.startswith("square: ε is 8.5/255") and "within 8/255" in text
+    assert level_warnings(8.5 / 255, ("pgd20", "apgd", "autoattack")) == ()
+
+
+@given(level=st.integers(1, 255), part=st.floats(0.001, 0.999))
+def test_whole_levels_are_not_warned_about_and_parts_of_one_are(level, part):
+    assert level_warnings(level / 255, ("square",)) == ()
+    (text,) = level_warnings((level - 1 + part) / 255, ("square",))
+    assert f"within {level - 1}/255" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import sys
@@ -10,9 +11,15 @@ import sys
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from oat_edge.attacks.point import PointAttack
 from oat_edge.attacks.stages import still_right
+from oat_edge.bench.environment import library_versions
+from oat_edge.cli.eval_summary import print_evaluation
 from oat_edge.errors import DependencyError, InputError
+from oat_edge.evaluation.cells import CELLS_FORMAT
+from oat_edge.evaluation.checks import TOO_WEAK
 from oat_edge.evaluation.config import ATTACKS, EvalConfig
 from oat_edge.evaluation.network import CELLS, evaluate_network
 from oat_edge.evaluation.pack import chosen_indices
@@ -35,12 +42,12 @@ def passes(monkeypatch):
 
 
 def evaluate(folder, *, sha256="a" * 64, widths=WIDTHS, lambdas=LAMBDAS, progress=None, **changes):
-    fresh = changes.pop("fresh", False)
+    fresh, dataset = changes.pop("fresh", False), changes.pop("dataset", None)
     settings = {"attacks": FAST, "num_samples": 12, "num_queries": 30, **changes}
     return evaluate_network(
         toy_checkpoint(sha256),
         EvalConfig(**settings),
-        dataset=toy_dataset(),
+        dataset=dataset or toy_dataset(),
         widths=widths,
         lambdas=lambdas,
         folder=folder,
@@ -110,6 +117,35 @@ def test_the_transfer_grid_is_of_the_strongest_attack_and_goes_into_the_worst_ca
         assert row.robust_accuracy["worst"] <= row.robust_accuracy["transfer"]
     # Otherwise it might be the diagonal all over.
     assert len({share for shares in grid.robust_accuracy for share in shares}) > 2
+
+
+@pytest.mark.parametrize("attacks", [("pgd20",), ("apgd", "square"), ATTACKS])
+def test_the_grid_is_what_replaying_the_crafted_images_gives_the_diagonal_too(
+    attacks, passes, tmp_path, monkeypatch
+):
+    crafted, own = {}, PointAttack.run
+
+    def run(self):
+        result = own(self)
+        crafted[self.point] = result.crafted.clone()
+        return result
+
+    monkeypatch.setattr(PointAttack, "run", run)
+    evaluation = evaluate(tmp_path, attacks=attacks)
+    (grid,) = evaluation.report.transfer
+    assert grid.attack == {
+        ("pgd20",): "pgd20", ("apgd", "square"): "pgd20 and apgd", ATTACKS: "pgd20 and autoattack",
+    }[attacks]  # fmt: skip
+    y = torch.from_numpy(evaluation.labels)
+    for i, target in enumerate(grid.targets):
+        clean = evaluation.outcomes[row_name("checkpoint.safetensors", target)].clean
+        logits = Toy(target.width).at(torch.tensor([target.lam]))
+        for j, source in enumerate(grid.sources):
+            right = clean & still_right(logits, crafted[source], y).numpy()
+            assert grid.robust_accuracy[i][j] == right.mean(), (target, source)
+        shares = evaluation.report.rows[i].robust_accuracy
+        white_box = [shares[name] for name in shares if name in ATTACKS and name != "square"]
+        assert shares["worst"] <= grid.robust_accuracy[i][i] <= min(white_box)
 
 
 def test_without_transfer_or_with_one_point_there_is_none(passes, tmp_path):
@@ -229,6 +265,33 @@ def test_another_evaluation_uses_none_of_the_cells(changes, whole, passes, tmp_p
     assert figures(other) == figures(fresh)
 
 
+@pytest.mark.parametrize("what", ["images", "labels"])
+def test_other_images_at_the_same_places_use_none_of_the_cells(what, whole, passes, tmp_path):
+    split = toy_dataset().test
+    changed = {"images": 255 - split.images, "labels": (split.labels + 1) % 5}[what]
+    dataset = dataclasses.replace(toy_dataset(), test=dataclasses.replace(split, **{what: changed}))
+    other = evaluate(tmp_path / "whole", dataset=dataset)
+    assert np.array_equal(other.indices, whole.indices)
+    assert other.report.settings["cells"]["done_before"] == 0
+    assert figures(other) == figures(evaluate(tmp_path / "elsewhere", dataset=dataset))
+
+
+@pytest.mark.parametrize("what", ["torch", "pyautoattack", "format"])
+def test_cells_of_another_library_or_meaning_are_not_used(
+    what, whole, passes, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        module = "oat_edge.evaluation.network"
+        if what == "format":
+            patched.setattr(f"{module}.CELLS_FORMAT", CELLS_FORMAT + 1)
+        else:
+            versions = {**library_versions(), what: "0.0.1"}
+            patched.setattr(f"{module}.library_versions", lambda: versions)
+        assert evaluate(tmp_path / "whole").report.settings["cells"]["done_before"] == 0
+        assert evaluate(tmp_path / "whole").report.settings["cells"]["new"] == 0
+    assert evaluate(tmp_path / "whole").report.settings["cells"]["new"] == 0
+
+
 def test_more_queries_are_another_square_but_the_rest_is_there(whole, passes, tmp_path):
     other = evaluate(tmp_path / "whole", num_queries=31)
     assert other.report.settings["cells"] == {"done_before": 8, "new": 4}
@@ -272,7 +335,11 @@ def test_autoattack_is_never_above_apgd_and_is_called_so(passes, tmp_path):
         assert shares["worst"] <= shares["autoattack"] <= shares["apgd"]
         assert set(row.seconds) >= {"fab-t", "square-aa"}
     assert report.settings["mode"] == "AutoAttack standard"
-    assert report.transfer[0].attack == "autoattack"
+    assert report.transfer[0].attack == "pgd20 and autoattack"
+    # Of a network, all is all there is.
+    again = evaluate(tmp_path, attacks=None, widths=(1.0,), num_samples=8).report
+    assert again.rows == report.rows and again.settings["cells"]["new"] == 0
+    assert list(again.settings["attacks"]) == [*ATTACKS]
     assert report.settings["attacks"]["autoattack"]["implementation"].startswith("pyautoattack")
 
 
@@ -292,6 +359,44 @@ def test_the_saved_report_and_samples_agree(whole, tmp_path):
 def test_more_samples_than_there_are_means_all(passes, tmp_path):
     report = evaluate(tmp_path, num_samples=1000, widths=(1.0,), attacks=("pgd20",)).report
     assert report.settings["num_samples"] == 40 == report.rows[0].num_samples
+    assert report.warnings == ("samples: 1000 asked for, the test split has 40",)
+    for num in (40, 39, None):
+        exact = evaluate(tmp_path, num_samples=num, widths=(1.0,), attacks=("pgd20",)).report
+        assert exact.warnings == ()
+
+
+@pytest.mark.parametrize(("attacks", "told"), [(("pgd20",), False), (FAST, True)])
+def test_a_radius_between_levels_is_told_where_square_runs(attacks, told, passes, tmp_path):
+    report = evaluate(tmp_path, attacks=attacks, eps=8.5 / 255, widths=(1.0,)).report
+    assert (len(report.warnings) == 1) is told
+    assert all("ε is 8.5/255, Square attacks within 8/255" in text for text in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "flagged", "status"),
+    [(FAST, None, "ok"), (("pgd20", "apgd", "square"), True, "suspect")],
+)
+def test_an_honest_network_on_which_pgd_is_too_weak_is_warned_about_not_suspected(
+    attacks, flagged, status, passes, tmp_path, monkeypatch
+):
+    def strong(infer, images, labels, clean, **options):
+        return clean & (np.arange(len(clean)) % 10 == 0)
+
+    monkeypatch.setattr("oat_edge.attacks.point.right_under_square", strong)
+    evaluation = evaluate(
+        tmp_path, attacks=attacks, num_samples=80, dataset=toy_dataset(80), lambdas=(0.0,)
+    )
+    file = io.StringIO()
+    print_evaluation(evaluation.report, Console(file=file, width=1000, highlight=False))
+    for row in evaluation.report.rows:
+        (square,) = [check for check in row.checks if check.name == "square"]
+        assert row.robust_accuracy["square"] < row.robust_accuracy["pgd20"] - 0.1
+        assert square.flagged is flagged and row.status == status
+        others = [check.flagged for check in row.checks if check is not square]
+        assert others == [False] * len(others)
+        assert (f"warning: {row.point}: {square.evidence}" in file.getvalue()) == (not flagged)
+    assert (TOO_WEAK in file.getvalue()) == (not flagged)
+    assert ("do not trust the RA of suspect rows" in file.getvalue()) == (flagged is True)
 
 
 @pytest.mark.parametrize("attack", ["apgd", "autoattack"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,6 +18,7 @@ outcomes = st.builds(
     Outcome,
     clean=flags,
     attacked=st.dictionaries(st.sampled_from(["pgd20", "apgd", "square"]), flags),
+    crafted=st.dictionaries(st.sampled_from(["pgd20 and apgd"]), flags),
     transferred=st.dictionaries(st.tuples(st.sampled_from(["pgd20", "apgd"]), points), flags),
 )
 
@@ -32,6 +35,15 @@ def test_worst_case_is_no_better_than_anything_that_was_tried(outcome):
     assert max(shares.values()) <= accuracy.standard_accuracy
     assert accuracy.num_samples == 9
     assert ("transfer" in shares) == bool(outcome.transferred)
+
+
+@given(outcomes)
+def test_images_crafted_here_are_no_attack_of_their_own(outcome):
+    """They are those of attacks that are counted already."""
+    without = dataclasses.replace(outcome, crafted={})
+    assert outcome.robust.keys() == without.robust.keys()
+    for name, right in outcome.robust.items():
+        assert np.array_equal(right, without.robust[name])
 
 
 @given(outcomes)

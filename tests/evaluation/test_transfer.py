@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from oat_edge.evaluation.outcome import evaluate
+from oat_edge.evaluation.outcome import Outcome, evaluate
 from oat_edge.evaluation.transfer import largest_gain, transfer_grids
 from oat_edge.operating_point import OperatingPoint
 
@@ -51,6 +52,30 @@ def test_a_pair_that_was_not_measured_is_none(packs, linear):
     _, grid = transfer_grids(outcomes)
     known = [share is not None for share in grid.robust_accuracy[1]]
     assert known == [source == there for source in grid.sources]
+
+
+@pytest.mark.parametrize("name", ["pgd20 and apgd", "pgd20"])
+def test_the_diagonal_is_of_the_very_images_that_are_replayed_elsewhere(name):
+    """Not of an attack that bears the name, which may have been made on others."""
+    rng = np.random.default_rng(0)
+    clean, own, attack, *other = rng.random((5, 20)) < 0.7
+    here, there = POINTS[:2]
+    outcomes = {
+        point: Outcome(
+            clean=clean,
+            attacked={"pgd20": attack},
+            crafted={name: own},
+            transferred={(name, elsewhere): right},
+        )
+        for point, elsewhere, right in ((here, there, other[0]), (there, here, other[1]))
+    }
+    (grid,) = transfer_grids(outcomes)
+    assert grid.attack == name and grid.sources == grid.targets == (here, there)
+    expected = ((own, other[0]), (other[1], own))
+    assert grid.robust_accuracy == tuple(
+        tuple((clean & right).mean() for right in row) for row in expected
+    )
+    assert (clean & own).mean() != (clean & attack).mean()
 
 
 def test_nothing_transferred_no_grid(make_pack, pack_set, packs, linear):
