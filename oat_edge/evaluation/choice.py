@@ -72,6 +72,12 @@ def choose(
         if artifact.pinned_lambda is None or point in packs.points or attacks == (SQUARE,)
     )
     warnings = _left_out(config, held, attacks, artifacts, points)
+    warnings += tuple(
+        f"{artifact.file}: not attacked by {attack}, of which no pack holds λ={point.lam:g}"
+        for artifact, point in points
+        for attack in attacks
+        if artifact.pinned_lambda is not None and attack != SQUARE and point not in held[attack]
+    )
     if config.num_samples is not None and config.num_samples > len(packs):
         warnings += (f"samples: {config.num_samples} asked for, the packs hold {len(packs)}",)
     if not points:

@@ -96,7 +96,7 @@ def evaluate_network(
     outcomes = {point: result.outcome for point, result in results.items()}
     if transfer:
         meter.begin("transfer", transfer_cost, len(points) ** 2 * batches)
-        outcomes = _transferred(networks, results, data, plan.crafted, meter)
+        outcomes = _transferred(networks, results, data, plan, meter)
         meter.end()
     subject = Subject(
         artifact="checkpoint.safetensors",
@@ -215,7 +215,7 @@ def _transferred(
     networks: dict[float, FoldedNetwork],
     results: dict[OperatingPoint, PointResult],
     data: Images,
-    attack: str,
+    plan: Plan,
     meter: Meter,
 ) -> dict[OperatingPoint, Outcome]:
     """The outcomes with every point's images replayed at every other point."""
@@ -230,7 +230,9 @@ def _transferred(
         lam = torch.full((1,), target.lam, device=device)
         logits = meter.counted(networks[target.width].at(lam))
         transferred = {
-            (attack, source): still_right(logits, other.crafted, labels).cpu().numpy()
+            (plan.crafted, source): still_right(logits, other.crafted, labels, plan.batch_size)
+            .cpu()
+            .numpy()
             for source, other in results.items()
             if source != target
         }

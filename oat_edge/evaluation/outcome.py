@@ -31,8 +31,7 @@ class Outcome:
     attacked: Mapping[str, Bool] = field(default_factory=dict)
     """By attack on this very operating point: right under it."""
     crafted: Mapping[str, Bool] = field(default_factory=dict)
-    """By name of crafted images: right on those of this very point. Only where such a name is
-    not an attack's in `attacked`."""
+    """By name of crafted images: right on those of this very point."""
     transferred: Mapping[Source, Bool] = field(default_factory=dict)
     """By (attack, operating point) that images were crafted for elsewhere: right on them."""
 

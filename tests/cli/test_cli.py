@@ -172,6 +172,12 @@ def test_ctrl_c_outside_training_is_one_word_and_130(child_environment, tmp_path
         text=True,
     )
     with (tmp_path / "slow").open("wb"):  # returns when inspect has opened its end
+        # A signal between its open and its read would wait for the read to end.
+        stat = Path(f"/proc/{process.pid}/stat")
+        for _ in range(3):
+            while stat.read_text().rpartition(") ")[2][0] != "S":
+                time.sleep(0.05)
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "", "interrupted\n")
