@@ -82,7 +82,10 @@ class BenchConfig:
     def _check_attacks(self) -> None:
         for name in self.attacks:
             if name not in ATTACKS:
-                raise InputError(f"attack is '{name}': expected one or more of pack,square")
+                raise InputError(
+                    f"attack is '{name}': expected one or more of pack,square "
+                    "(pack: whatever `export --attack` made)"
+                )
         if not self.attacks or len(set(self.attacks)) < len(self.attacks):
             got = ",".join(self.attacks)
             raise InputError(f"attacks are '{got}': expected one or more of pack,square")

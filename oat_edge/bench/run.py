@@ -81,7 +81,7 @@ def bench_bundle(
         lambda_cost=cost,
         lambda_flatness=flatness,
         samples_file=None,
-        warnings=(NOT_SAVED,),
+        warnings=(NOT_SAVED, *(packs.warnings if packs is not None else ())),
         transfer=_transfer(measured),
     )
     return report, tuple(one for figure in figures for one in figure.samples.values())

@@ -94,6 +94,8 @@ def evaluate(
     if not path.exists():
         raise InputError(f"there is no run and no bundle at {path}: make one with `oat-edge train`")
     console = output_console(json)
+    if path.suffix in (".onnx", ".npz", ".json"):
+        raise InputError(f"{path} is a file of a bundle: name the bundle's folder")
     if (path / MANIFEST).exists():
         if device != "cpu":
             raise InputError(f"device is '{device}': a bundle's files are evaluated on cpu")
@@ -198,7 +200,17 @@ def _lambdas(text: str, spec: NetworkSpec) -> tuple[float, ...]:
 
 @contextmanager
 def _progress(console: Console) -> Iterator[Progress]:
-    """A bar on a terminal; elsewhere a line as each part begins."""
+    """A bar on a terminal, elsewhere a line as each part begins; says how to go on after Ctrl-C."""
+    try:
+        with _shown(console) as progress:
+            yield progress
+    except KeyboardInterrupt:
+        console.print("stopped: what is done is kept, the same command goes on from here")
+        raise
+
+
+@contextmanager
+def _shown(console: Console) -> Iterator[Progress]:
     if console.is_terminal:
         with bar(console) as live:
             task = live.add_task("eval", total=None)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from oat_edge.cli.console import plain_table
-from oat_edge.cli.summary import transfer_line
 from oat_edge.evaluation.checks import TOO_WEAK
 from oat_edge.evaluation.plots import TITLES
 
@@ -30,7 +29,8 @@ def print_evaluation(report: EvalReport, console: Console) -> None:
     lines = [
         f"{settings['mode']}. Accuracies in %, in brackets 95 % intervals (Wilson).",
         "worst: right clean and under all of the table, image by image; an upper bound.",
-        transfer_line(report.transfer) or "Transfer: nothing was replayed from elsewhere.",
+        *_transfer(report),
+        *_square(report),
         *_time(report),
     ]
     for line in lines:
@@ -73,6 +73,25 @@ def _with_interval(share: float, span: tuple[float, ...]) -> str:
     return f"{100 * share:.1f} ({100 * span[0]:.0f}–{100 * span[1]:.0f})"
 
 
+def _transfer(report: EvalReport) -> list[str]:
+    """What images crafted elsewhere add to the attacks on the point itself."""
+    gains = [
+        (row.worst_without_transfer - row.robust_accuracy["worst"], row)
+        for row in report.rows
+        if "transfer" in row.robust_accuracy
+    ]
+    if not gains:
+        return ["Transfer: nothing was replayed from elsewhere."]
+    gain, row = max(gains, key=lambda item: item[0])
+    what = f"by at most {100 * gain:.1f} points ({_name(row)})" if gain > 0 else "nowhere"
+    return [f"Transfer: images crafted at all other λ and widths lower the worst case {what}."]
+
+
+def _square(report: EvalReport) -> list[str]:
+    square = report.settings.get("attacks", {}).get("square")
+    return [f"Square: {square['queries']} queries per image."] if square else []
+
+
 def _time(report: EvalReport) -> list[str]:
     """Where the time went, by part."""
     totals: dict[str, float] = {}
@@ -84,7 +103,9 @@ def _time(report: EvalReport) -> list[str]:
         return []
     parts = sorted(totals.items(), key=lambda item: -item[1])
     shares = ", ".join(f"{part} {100 * seconds / total:.0f} %" for part, seconds in parts)
-    return [f"Time of all parts: {total:.0f} s; {shares}."]
+    before = report.settings.get("cells", {}).get("done_before", 0)
+    earlier = f" {before} parts were done before." if before else ""
+    return [f"Time of all parts: {total:.0f} s; {shares}.{earlier}"]
 
 
 def _print_checks(report: EvalReport, console: Console) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from oat_edge.bench.table import rows_for_table
 from oat_edge.cli.console import plain_table
+from oat_edge.evaluation.accuracy import wilson_interval
 from oat_edge.evaluation.pack_set import TRANSFER, WORST
 from oat_edge.evaluation.transfer import largest_gain
 
@@ -36,12 +37,27 @@ def print_report(report: Report, console: Console) -> None:
         "Latency is measured once per file and batch, over all λ in turn: λ share the figure.",
         "Front ●: in its batch no setting is as good in p50, SA and RA and better in one of them.",
     ]
+    lines += _reach(report)
     for line in lines:
         console.print(line, style="dim", markup=False)
     for line in [*_lambda_cost(report), _flatness(report), *_transfer(report)]:
         console.print(line, markup=False)
+    for text in report.warnings:
+        console.print(f"warning: {text}", style="yellow", markup=False)
     for line in _warnings(report):
         console.print(f"warning: {line}", style="yellow", markup=False)
+
+
+def _reach(report: Report) -> list[str]:
+    """How far SA and RA may be off, at most; plots and `eval` give each its own interval."""
+    sizes = [row.num_samples for row in report.rows if row.num_samples]
+    if not sizes:
+        return []
+    low, high = wilson_interval(min(sizes) / 2, min(sizes))
+    return [
+        f"SA and RA are of {min(sizes)} images: their 95 % intervals reach "
+        f"±{50 * float(high - low):.0f} points where they are widest."
+    ]
 
 
 def _attacks(report: Report) -> str:
@@ -103,7 +119,7 @@ def transfer_line(grids: Sequence[TransferGrid]) -> str | None:
         text = f"by at most {100 * one:.1f} points ({target} ← {source}, {grid.attack})"
     else:
         text = "nowhere"
-    return f"Transfer: images crafted at one other λ or width lower RA {text}"
+    return f"Transfer: images crafted at one other λ or width lower an attack's RA {text}"
 
 
 def _transfer(report: Report) -> list[str]:

@@ -48,6 +48,7 @@ def choose(
             f"bundle {bundle.path.name} has no attack packs, and so no images: "
             "oat-edge export --attack-samples 500"
         )
+    _check_eps(bundle, config)
     wanted = grid(tuple(widths), tuple(lambdas))
     held = {
         attack: {
@@ -64,14 +65,17 @@ def choose(
     else:
         attacks = config.attacks
         _check_held(bundle, held, attacks, wanted)
-    packs = _pack_set(bundle, [pack for pack in read if pack.attack in attacks] or read, config)
+    packs = _pack_set(bundle, [pack for pack in read if pack.attack in attacks] or read)
+    shrunk = packs.warnings
+    if config.num_samples is not None:
+        packs = packs.cut(config.num_samples, config.seed)
     points = tuple(
         (artifact, point)
         for artifact in artifacts
         for point in _points_of(artifact, lambdas)
         if artifact.pinned_lambda is None or point in packs.points or attacks == (SQUARE,)
     )
-    warnings = _left_out(config, held, attacks, artifacts, points)
+    warnings = (*shrunk, *_left_out(config, held, attacks, artifacts, points))
     warnings += tuple(
         f"{artifact.file}: not attacked by {attack}, of which no pack holds λ={point.lam:g}"
         for artifact, point in points
@@ -95,15 +99,17 @@ def _points_of(artifact: Artifact, lambdas: Sequence[float]) -> list[OperatingPo
     return [OperatingPoint(artifact.width, lam) for lam in own]
 
 
-def _pack_set(bundle: Bundle, packs: list[AttackPack], config: EvalConfig) -> PackSet:
+def _pack_set(bundle: Bundle, packs: list[AttackPack]) -> PackSet:
+    return PackSet(packs, checkpoint_sha256=bundle.checkpoint_sha256, eps=bundle.spec.eps)
+
+
+def _check_eps(bundle: Bundle, config: EvalConfig) -> None:
     eps = bundle.spec.eps
     if config.eps is not None and not math.isclose(config.eps, eps, rel_tol=1e-9):
         raise InputError(
             f"eps is {config.eps:g}: the packs of bundle {bundle.path.name} were made at "
             f"{eps * 255:g}/255, evaluate the run for another"
         )
-    found = PackSet(packs, checkpoint_sha256=bundle.checkpoint_sha256, eps=eps)
-    return found if config.num_samples is None else found.cut(config.num_samples, config.seed)
 
 
 def _check_held(
@@ -145,8 +151,11 @@ def _left_out(
     evaluated = {artifact.file for artifact, _ in points}
     warnings = [
         f"{attack}: left out, "
-        f"{'not all widths and λ have a pack' if places else 'the bundle has no pack'} of it "
-        f"(oat-edge export --attack {attack})"
+        + (
+            f"its packs are for {', '.join(map(str, sorted(places)))} alone"
+            if places
+            else f"the bundle has no pack of it (oat-edge export --attack {attack})"
+        )
         for attack, places in held.items()
         if config.attacks is None and attack not in attacks
     ]

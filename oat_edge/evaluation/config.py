@@ -83,7 +83,7 @@ def level_warnings(eps: float, attacks: tuple[str, ...]) -> tuple[str, ...]:
 
 def parse_attacks(text: str) -> tuple[str, ...] | None:
     """Read "pgd,square" into names as reports have them, weakest first; None for "all"."""
-    names = [ALIASES.get(name, name) for name in (part.strip() for part in text.split(","))]
+    names = [ALIASES.get(name, name) for name in (part.strip().lower() for part in text.split(","))]
     for name in names:
         if name not in (*ATTACKS, "all"):
             close = difflib.get_close_matches(name, (*ATTACKS, *ALIASES), n=1)
@@ -104,5 +104,5 @@ def mode(attacks: tuple[str, ...], *, replayed: bool = False) -> str:
     if "autoattack" in attacks:
         return f"PGD-20 and AutoAttack{where}" if replayed else "AutoAttack standard"
     made = " and ".join(white_box) + where if white_box else ""
-    fast = " and ".join([*([made] if made else []), *(["square"] if "square" in attacks else [])])
-    return f"fast: {fast}, without AutoAttack, which may well find less robustness"
+    fast = "; ".join([*([made] if made else []), *(["square"] if "square" in attacks else [])])
+    return f"fast mode ({fast}): without AutoAttack, which may well find less robustness"

@@ -46,6 +46,11 @@ class Outcome:
             robust[TRANSFER] = np.logical_and.reduce([self.clean, *self.transferred.values()])
         return {**robust, WORST: np.logical_and.reduce([self.clean, *robust.values()])}
 
+    @property
+    def worst_of_own(self) -> float:
+        """Robust accuracy under all attacks on this very point, without transfer."""
+        return float(np.logical_and.reduce([self.clean, *self.attacked.values()]).mean())
+
     def accuracy(self) -> Accuracy:
         """Shares over the N images. Robust ones hold against these attacks: upper bounds."""
         return Accuracy(

@@ -32,6 +32,8 @@ class PackSet:
     """(N,)"""
     indices: Int64
     """(N,) places in the test split, growing."""
+    warnings: tuple[str, ...]
+    """What packs hold in vain, because not all of them hold it."""
 
     def __init__(
         self, packs: Sequence[AttackPack], *, checkpoint_sha256: str, eps: float | None = None
@@ -49,6 +51,7 @@ class PackSet:
         self.images = packs[0].images[self._places[0]]
         self.labels = packs[0].labels[self._places[0]]
         _check_same_images(self)
+        self.warnings = _in_vain(self.packs, len(self.indices))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -126,6 +129,16 @@ def _common(packs: Sequence[AttackPack]) -> tuple[list[npt.NDArray[np.intp]], In
         order = np.argsort(pack.indices, kind="stable")
         places.append(order[np.searchsorted(pack.indices, shared, sorter=order)])
     return places, shared
+
+
+def _in_vain(packs: Sequence[AttackPack], num_common: int) -> tuple[str, ...]:
+    sizes = sorted({len(pack.indices) for pack in packs})
+    if sizes[-1] <= num_common:
+        return ()
+    return (
+        f"attack packs hold {' and '.join(map(str, sizes))} images: all figures are of the "
+        f"{num_common} that every pack holds; export them with one --attack-samples",
+    )
 
 
 def _check_same_images(packs: PackSet) -> None:

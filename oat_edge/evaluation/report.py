@@ -58,6 +58,8 @@ class EvalRow:
     robust_accuracy: dict[str, float]
     """By attack, "transfer" and "worst". Upper bounds: they hold against what was tried."""
     robust_accuracy_interval: dict[str, tuple[float, ...]]
+    worst_without_transfer: float
+    """Under the attacks on this very point alone: what "worst" was without transfer."""
     checks: tuple[Check, ...]
     """For masked gradients."""
     seconds: dict[str, float]
@@ -139,6 +141,7 @@ def make_row(
         robust_accuracy_interval={
             name: interval(share, n) for name, share in accuracy.robust_accuracy.items()
         },
+        worst_without_transfer=outcome.worst_of_own,
         checks=tuple(checks),
         seconds={name: round(value, 3) for name, value in seconds.items()},
         status="suspect" if any(check.flagged for check in checks) else "ok",

@@ -36,7 +36,7 @@ def test_square_and_transfer_are_in_report_summary_and_plots(folder, main):
     assert grid["attack"] == "pgd20" and grid["num_samples"] == 24
     assert {source["width"] for source in grid["sources"]} == {0.5, 1.0}
     assert "worst case over pgd20, square (20 queries) and transfer, an upper bound" in ended.err
-    assert "\nTransfer: images crafted at one other λ or width lower RA " in ended.err
+    assert "\nTransfer: images crafted at one other λ or width lower an attack's RA " in ended.err
     written = sorted(path.name for path in Path("plots").iterdir())
     assert written == ["a-transfer.svg", "a.svg"]
     assert all(f"plot: plots/{name}\n" in ended.err for name in written)

@@ -49,7 +49,7 @@ def test_a_run_is_attacked_and_the_report_lies_in_it(main, run):
     assert report.rows[0].num_samples == 8 and report.settings["eps"] == 24 / 255
     assert f"report: {run / REPORT}" in ended.out
     for text in (
-        "8 images", "ε 24/255", "SA", "PGD-20", "Square", "worst", "fast: pgd20 and square",
+        "8 images", "ε 24/255", "SA", "PGD-20", "Square", "worst", "fast mode (pgd20; square)",
         "Wilson", "upper bound", "Masked gradients", "100 %  transfer",
     ):  # fmt: skip
         assert text in ended.out
@@ -135,7 +135,9 @@ def test_a_bundle_is_replayed_and_attacked(main, bundle):
     report = EvalReport.load(bundle / REPORT)
     assert len(report.rows) == 2 * 6 + 2 and sum(row.pinned for row in report.rows) == 2
     assert "pinned" in ended.out
-    assert report.settings["mode"].startswith("fast: pgd20 packs (8-bit, crafted on the network)")
+    assert report.settings["mode"].startswith(
+        "fast mode (pgd20 packs (8-bit, crafted on the network)"
+    )
     assert f"{report.settings['mode']}. Accuracies" in " ".join(ended.out.split())
     checks = [check for row in report.rows for check in row.checks if check.flagged is None]
     assert checks and all(check.evidence for check in checks)

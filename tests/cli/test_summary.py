@@ -44,7 +44,7 @@ def test_a_gain_is_told_with_its_target_and_source(report):
     shares[0][-1] = 0.875
     made_up = dataclasses.replace(grid, robust_accuracy=tuple(map(tuple, shares)))
     text = printed(dataclasses.replace(report, transfer=(made_up,)))
-    assert f"lower RA by at most 12.5 points ({here} ← {there}, pgd20)" in text
+    assert f"lower an attack's RA by at most 12.5 points ({here} ← {there}, pgd20)" in text
 
 
 def test_several_attacks_on_a_point_are_not_taken_for_transfer(report):

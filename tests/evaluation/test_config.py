@@ -54,7 +54,8 @@ def test_a_slip_is_answered_with_what_was_meant(text, hint):
 
 
 @pytest.mark.parametrize(
-    "text", ["", ",", "pgd,", "fab", "ALL", "auto attack", "all,foo", "foo,all", "all,", "all pgd"]
+    "text",
+    ["", ",", "pgd,", "fab", "EVERY", "auto attack", "all,foo", "foo,all", "all,", "all pgd"],
 )
 def test_what_is_no_attack_is_refused_with_the_list(text):
     with pytest.raises(InputError, match="expected a list of pgd20, apgd, autoattack, square"):
@@ -105,6 +106,10 @@ def test_a_config_is_plain_json():
     assert value["eps"] == 8 / 255 and value["seed"] == 2**63 - 1 and value["num_samples"] is None
 
 
+def test_the_case_of_names_does_not_matter():
+    assert parse_attacks("AutoAttack,PGD") == ("pgd20", "autoattack")
+
+
 def test_nothing_named_is_not_the_same_as_everything_named():
     assert EvalConfig().attacks is None and EvalConfig().to_json()["attacks"] is None
     assert EvalConfig(attacks=ATTACKS).attacks == ATTACKS
@@ -118,7 +123,7 @@ SETS = st.lists(st.sampled_from(ATTACKS), min_size=1, unique=True).map(
 @given(attacks=SETS, replayed=st.booleans())
 def test_only_autoattack_is_not_called_fast_and_packs_are_called_packs(attacks, replayed):
     text = mode(attacks, replayed=replayed)
-    assert text.startswith("fast: ") == ("autoattack" not in attacks)
+    assert text.startswith("fast mode ") == ("autoattack" not in attacks)
     assert text.endswith("without AutoAttack, which may well find less robustness") == (
         "autoattack" not in attacks
     )
@@ -135,9 +140,9 @@ def test_the_mode_word_by_word():
     packs = "packs (8-bit, crafted on the network), replayed"
     assert mode(ATTACKS) == mode(("autoattack",)) == "AutoAttack standard"
     assert mode(ATTACKS, replayed=True) == f"PGD-20 and AutoAttack {packs}"
-    assert mode(("pgd20", "square")) == f"fast: pgd20 and square, {weak}"
-    assert mode(("pgd20", "square"), replayed=True) == f"fast: pgd20 {packs} and square, {weak}"
-    assert mode(("square",)) == mode(("square",), replayed=True) == f"fast: square, {weak}"
+    assert mode(("pgd20", "square")) == f"fast mode (pgd20; square): {weak}"
+    assert mode(("pgd20", "square"), replayed=True) == f"fast mode (pgd20 {packs}; square): {weak}"
+    assert mode(("square",)) == mode(("square",), replayed=True) == f"fast mode (square): {weak}"
 
 
 def test_square_is_told_where_its_levels_do_not_fill_the_radius():

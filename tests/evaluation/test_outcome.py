@@ -116,3 +116,15 @@ def test_logits_that_are_not_finite_are_wrong(bad):
         lambda x: logits[: len(x)], np.zeros((3, 1, 1, 1), np.uint8), labels, 3
     )
     assert right.tolist() == [True, False, False]
+
+
+def test_the_worst_case_without_transfer_is_that_of_the_own_attacks():
+    rng = np.random.default_rng(5)
+    clean, pgd, square, other = rng.random((4, 200)) < 0.8
+    source = ("pgd20", OperatingPoint(1.0, 0.0))
+    outcome = Outcome(
+        clean=clean, attacked={"pgd20": pgd, "square": square}, transferred={source: other}
+    )
+    worst = outcome.accuracy().robust_accuracy["worst"]
+    assert outcome.worst_of_own == (clean & pgd & square).mean() > worst
+    assert Outcome(clean=clean).worst_of_own == clean.mean()

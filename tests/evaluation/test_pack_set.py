@@ -100,3 +100,12 @@ def test_packs_that_do_not_fit_together_are_refused(make_pack, pack_set):
     other = np.clip(apgd.images.astype(int) + 1, 0, 255).astype(np.uint8)
     with pytest.raises(InputError, match="hold different ones"):
         pack_set(pgd, dataclasses.replace(apgd, images=other, adversarial=np.stack([other] * 3)))
+
+
+def test_packs_of_unlike_size_are_told_of_and_equal_ones_not(make_pack, pack_set):
+    large, small = make_pack("pgd20", indices=range(40)), make_pack("apgd", indices=range(10))
+    (warning,) = pack_set(large, small).warnings
+    assert "hold 10 and 40 images" in warning and "of the 10 that every pack holds" in warning
+    assert pack_set(small, make_pack("pgd20", indices=range(10))).warnings == ()
+    # A smaller choice of images was asked for: nothing to tell.
+    assert pack_set(large, make_pack("apgd", indices=range(40))).cut(5, seed=0).warnings == ()
