@@ -167,6 +167,8 @@ def test_ctrl_c_outside_training_is_one_word_and_130(child_environment, tmp_path
         [sys.executable, "-m", "oat_edge", "inspect", "slow"],
         cwd=tmp_path,
         env=child_environment,
+        # A suite that a shell runs in the background has inherited that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
