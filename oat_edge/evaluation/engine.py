@@ -16,6 +16,7 @@ from oat_edge import __version__
 from oat_edge.attacks.square import square_settings
 from oat_edge.bench.environment import collect
 from oat_edge.bench.inputs import check_lambdas, onnx_artifacts
+from oat_edge.bench.report import BundleId
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.evaluation.cells import CELLS_FORMAT, CellStore
 from oat_edge.evaluation.checks import Check, check_randomised, check_square
@@ -34,7 +35,6 @@ from oat_edge.evaluation.pack_set import PackSet
 from oat_edge.evaluation.report import (
     EvalReport,
     EvalRow,
-    Evaluated,
     Evaluation,
     Subject,
     make_row,
@@ -103,7 +103,7 @@ def evaluate_bundle(
             "transfer": config.transfer,
             "images": "clean images of the attack packs",
         },
-        bundle=Evaluated(run=bundle.run, checkpoint_sha256=bundle.checkpoint_sha256),
+        bundle=BundleId(run=bundle.run, checkpoint_sha256=bundle.checkpoint_sha256),
         rows=tuple(rows),
         transfer=transfer_grids(by_point),
         samples_file=None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from oat_edge import __version__
 from oat_edge.bench.environment import collect, library_versions
+from oat_edge.bench.report import BundleId
 from oat_edge.evaluation.cells import CELLS_FORMAT, CellStore
 from oat_edge.evaluation.config import (
     ATTACKS,
@@ -25,7 +26,6 @@ from oat_edge.evaluation.outcome import Outcome
 from oat_edge.evaluation.pack import chosen_indices
 from oat_edge.evaluation.report import (
     EvalReport,
-    Evaluated,
     Evaluation,
     Subject,
     make_row,
@@ -123,7 +123,7 @@ def evaluate_network(
             "images": f"{dataset.name}, test split, seeded choice of {len(data.indices)}",
             "cells": {"done_before": len(points) * len(plan.parts) - len(todo), "new": len(todo)},
         },
-        bundle=Evaluated(run=checkpoint.run, checkpoint_sha256=checkpoint.sha256),
+        bundle=BundleId(run=checkpoint.run, checkpoint_sha256=checkpoint.sha256),
         rows=rows,
         transfer=transfer_grids(outcomes),
         samples_file=None,

@@ -11,6 +11,7 @@ import numpy as np
 
 from oat_edge.bench import schema
 from oat_edge.bench.environment import Environment
+from oat_edge.bench.report import BundleId
 from oat_edge.errors import InputError
 from oat_edge.evaluation.accuracy import interval
 from oat_edge.evaluation.checks import Check
@@ -75,20 +76,12 @@ class EvalRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluated:
-    """Which trained network was evaluated."""
-
-    run: str
-    checkpoint_sha256: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class EvalReport:
     """Everything one evaluation found."""
 
     environment: Environment
     settings: dict[str, Any]
-    bundle: Evaluated
+    bundle: BundleId
     rows: tuple[EvalRow, ...]
     transfer: tuple[TransferGrid, ...]
     samples_file: str | None

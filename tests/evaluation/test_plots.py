@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from oat_edge.bench.environment import collect
+from oat_edge.bench.report import BundleId
 from oat_edge.errors import DependencyError, InputError
 from oat_edge.evaluation.checks import Check
 from oat_edge.evaluation.outcome import Outcome
 from oat_edge.evaluation.plots import plot_evaluation
-from oat_edge.evaluation.report import EvalReport, Evaluated, Subject, make_row
+from oat_edge.evaluation.report import EvalReport, Subject, make_row
 from oat_edge.evaluation.transfer import transfer_grids
 from oat_edge.operating_point import grid
 
@@ -53,7 +54,7 @@ def make_report(
             "eps": 8 / 255, "seed": 0, "mode": "AutoAttack standard", "num_samples": n,
             "images": f"digits, test split, seeded choice of {n}", "transfer": transfer,
         },
-        bundle=Evaluated(run="run", checkpoint_sha256="c" * 64),
+        bundle=BundleId(run="run", checkpoint_sha256="c" * 64),
         rows=tuple(
             make_row(subject, point, one, checks, seconds=seconds)
             for point, one in outcomes.items()

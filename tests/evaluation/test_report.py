@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oat_edge.bench.environment import collect
+from oat_edge.bench.report import BundleId
 from oat_edge.errors import InputError
 from oat_edge.evaluation.accuracy import wilson_interval
 from oat_edge.evaluation.checks import Check
@@ -18,7 +19,6 @@ from oat_edge.evaluation.report import (
     SAMPLES,
     SCHEMA,
     EvalReport,
-    Evaluated,
     Evaluation,
     Subject,
     make_row,
@@ -55,7 +55,7 @@ def evaluation(n=17, points=POINTS):
     report = EvalReport(
         environment=collect(),
         settings={"eps": 8 / 255, "seed": 0, "mode": "fast", "num_samples": n},
-        bundle=Evaluated(run="run", checkpoint_sha256="c" * 64),
+        bundle=BundleId(run="run", checkpoint_sha256="c" * 64),
         rows=rows,
         transfer=transfer_grids(outcomes),
         samples_file=None,
