@@ -89,7 +89,7 @@ def test_every_point_of_the_grid_has_a_row_with_all_attacks(whole):
         assert 0 < worst < row.standard_accuracy
     assert len({row.robust_accuracy["pgd20"] for row in report.rows}) > 1
     assert report.settings["eps"] == EPS and list(report.settings["attacks"]) == [*FAST]
-    assert report.settings["mode"].startswith("fast: pgd20 and square")
+    assert report.settings["mode"].startswith("fast mode (pgd20; square)")
     assert report.settings["cells"] == {"done_before": 0, "new": 4 * 3}
 
 
