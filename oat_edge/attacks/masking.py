@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oat_edge.attacks.pgd import pgd
-from oat_edge.attacks.stages import BATCH_SIZE, STEPS, STEPS_PER_RADIUS, Logits, still_right
+from oat_edge.attacks.stages import BATCH_SIZE, STEPS, Logits, pgd20, still_right
 from oat_edge.evaluation.checks import Check, check_weaker
 from oat_edge.evaluation.outcome import Bool
 
@@ -82,22 +81,7 @@ def _pgd_right(
     logits: Logits, x: Tensor, y: Tensor, eps: float, seed: int, batch_size: int
 ) -> Tensor:
     """(N,) right after PGD-20 with one restart."""
-    generator = torch.Generator().manual_seed(seed)
-    right = torch.empty(len(x), dtype=torch.bool, device=x.device)
-    for start in range(0, len(x), batch_size):
-        part = slice(start, start + batch_size)
-        x_adv = pgd(
-            logits,
-            x[part],
-            y[part],
-            eps=eps,
-            steps=STEPS,
-            alpha=eps / STEPS_PER_RADIUS,
-            generator=generator,
-            keep_best=True,
-        )
-        right[part] = still_right(logits, x_adv, y[part])
-    return right
+    return pgd20(logits, x, y, eps=eps, seed=seed, restarts=1, batch_size=batch_size).right
 
 
 def _gradient(logits: Logits, x: Tensor, y: Tensor, batch_size: int) -> Tensor:

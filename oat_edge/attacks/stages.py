@@ -62,7 +62,7 @@ def run_stage(
     does after rounding to 8 bits inside the ball, and that is what is returned.
     """
     if stage == "pgd20":
-        return _restarts(logits, x, y, eps=eps, seed=seed, on_grid=on_grid, batch_size=batch_size)
+        return pgd20(logits, x, y, eps=eps, seed=seed, on_grid=on_grid, batch_size=batch_size)
     x_adv, right, warnings = autoattack.autoattack_part(
         stage, logits, x, y, eps=eps, seed=seed, num_classes=num_classes, batch_size=batch_size
     )
@@ -117,17 +117,25 @@ def still_right(logits: Logits, x: Tensor, y: Tensor, batch_size: int = BATCH_SI
     return right
 
 
-def _restarts(
-    logits: Logits, x: Tensor, y: Tensor, *, eps: float, seed: int, on_grid: bool, batch_size: int
+def pgd20(
+    logits: Logits,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    seed: int,
+    restarts: int = RESTARTS,
+    on_grid: bool = False,
+    batch_size: int = BATCH_SIZE,
 ) -> StageResult:
-    """PGD-20 from five random starts; a restart attacks the images that the ones before left.
+    """PGD-20 from random starts; a restart attacks the images that the ones before left.
 
     One restart alone was seen to overstate RA by half.
     """
     generator = torch.Generator().manual_seed(seed)
     found = x.clone()
     right = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    for _ in range(RESTARTS):
+    for _ in range(restarts):
         if not right.any():
             break
         for left in torch.split(right.nonzero()[:, 0], batch_size):

@@ -181,12 +181,18 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "parts"), [(one, rest) for one, *rest in REFUSED])
-@pytest.mark.parametrize("what", ["run", "bundle"])
+@pytest.mark.parametrize(
+    ("what", "arguments", "parts"),
+    [
+        (what, one, rest)
+        for one, *rest in REFUSED
+        for what in ("run", "bundle")
+        # Another ε is refused for what it is on a run, and for being another on a bundle.
+        if (what, "--eps 0.003" in one) != ("bundle", True)
+    ],
+)
 def test_a_slip_is_one_line_and_leaves_nothing(what, arguments, parts, main, request):
     if what == "bundle":
-        if "--eps 0.003" in arguments:
-            pytest.skip("a bundle has one ε")
         parts = [part.replace("have 1", "have 0.5, 1") for part in parts]
     path = request.getfixturevalue(what)
     Path("folder.png").mkdir()

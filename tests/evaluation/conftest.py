@@ -6,6 +6,9 @@ import pytest
 from oat_edge.evaluation.pack import AttackPack
 from oat_edge.evaluation.pack_set import PackSet
 from oat_edge.runtime.runner import Runner, RunnerIO
+from tests.bench.conftest import make_bundle
+from tests.evaluation.networks import evaluate
+from tests.toy import Toy
 
 CHECKPOINT = "c" * 64
 
@@ -65,3 +68,26 @@ class LinearRunner(Runner):
 @pytest.fixture
 def linear():
     return LinearRunner()
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """Width 0.5 with PGD-20 and APGD packs and a file pinned at 0.3; width 1 with PGD-20."""
+    return make_bundle(tmp_path / "b")
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Every pass through the network, as its number of images; `fold` gives the toy."""
+    made: list[int] = []
+    import oat_edge.nn.fold
+
+    monkeypatch.setattr(
+        oat_edge.nn.fold, "fold", lambda network, width: Toy(width, passes=made)
+    )  # fmt: skip
+    return made
+
+
+@pytest.fixture
+def whole(passes, tmp_path):
+    return evaluate(tmp_path / "whole")
