@@ -1,4 +1,4 @@
-# make demo | make test | make bench. PYTHON picks the interpreter of a new .venv.
+# make demo | make test | make bench | make gpu. PYTHON picks the interpreter of a new .venv.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 # Empty: torch comes from wherever pip looks, as constraints.txt pins it.
 TORCH_INDEX ?=
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench gpu clean
 
 setup: $(VENV)/.ready
 
@@ -34,6 +34,13 @@ bench: setup
 	$(PY) -m benchmarks.lambda_variants
 	$(PY) -m benchmarks.train_step --arch wrn-16-1 --batch 64
 	$(PY) -m benchmarks.train_step --arch resnet34 --batch 16 --rounds 4
+
+# What needs an NVIDIA GPU, with the packages of the interpreter PYTHON: a GPU machine has its own
+# torch, and one onnxruntime distribution excludes the other.
+gpu:
+	$(PYTHON) -m pytest -q -m gpu -rs
+	$(PYTHON) -m benchmarks.gpu --format trt
+	$(PYTHON) -m benchmarks.gpu --format trt-rtx
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

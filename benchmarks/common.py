@@ -60,8 +60,8 @@ def ratio(samples: dict[str, list[float]], over: str, under: str, *, calls: int)
     }
 
 
-def save(name: str, value: dict[str, Any]) -> None:
+def save(name: str, value: dict[str, Any], *, device: str = "cpu") -> None:
     """Write benchmarks/results/NAME.json with the environment it was measured in."""
     path = RESULTS / f"{name}.json"
-    write_json(path, {"environment": dataclasses.asdict(collect()), **value})
+    write_json(path, {"environment": dataclasses.asdict(collect(device=device)), **value})
     console.print(f"saved: benchmarks/results/{path.name}", markup=False)

@@ -1,7 +1,8 @@
 """One width of a network as one ONNX file (DESIGN, section 5).
 
 Inputs `image` (N,C,H,W) and `lambda` (N,), output `logits` (N,classes), all float32, N dynamic,
-opset 18, no external data. With λ pinned there is no `lambda` input.
+opset 18, no external data. With λ pinned there is no `lambda` input. In `fp16` the body computes
+in half precision; what goes in and out stays float32.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ def export(
     width: float,
     folder: Path,
     checkpoint_sha256: str,
+    precision: str = "fp32",
     pinned_lambda: float | None = None,
 ) -> Artifact:
     """Write `folded` into `folder`, atomically; the caller lists the artifact in a manifest.
 
+    precision: "fp32" or "fp16".
     Raises `BuildError` if the exporter fails or does not keep to the contract of the graph.
     """
     onnx = require("onnx", purpose="exporting to ONNX")
@@ -50,11 +53,15 @@ def export(
             raise BuildError(
                 "no affine folded into a convolution: the exporter's graph has changed"
             )
+    if precision == "fp16":
+        from oat_edge.exporters.half import to_half
+
+        to_half(model)
     _strip(model)
     facts = {
         "spec": json.dumps(spec.to_json(), sort_keys=True),
         "width": repr(width),
-        "precision": "fp32",
+        "precision": precision,
         "checkpoint_sha256": checkpoint_sha256,
         "version": __version__,
     }
@@ -65,13 +72,15 @@ def export(
     model.producer_name, model.producer_version = "oat-edge", __version__
     _check(model, pinned=pinned_lambda is not None)
     suffix = "" if pinned_lambda is None else f"-lambda{in_name(pinned_lambda, 'g')}"
-    path = folder / f"w{in_name(width)}-fp32{suffix}.onnx"
+    path = folder / f"w{in_name(width)}-{precision}{suffix}.onnx"
     write_bytes(path, model.SerializeToString(deterministic=True))
     return Artifact(
         file=path.name,
         sha256=sha256_file(path),
         format="onnx",
         width=width,
+        precision_requested=precision,
+        precision_observed=precision,
         pinned_lambda=pinned_lambda,
         versions={
             "oat-edge": __version__,

@@ -32,19 +32,27 @@ class Artifact:
     file: str
     """Plain file name inside the bundle."""
     sha256: str
+    """Empty for a deferred engine: there is no file yet."""
     format: str
-    """ "onnx", "attacks", later "trt"."""
+    """ "onnx", "attacks", "trt" (TensorRT) or "trt-rtx" (TensorRT-RTX)."""
     width: float
     precision_requested: str = "fp32"
-    precision_observed: str = "fp32"
+    precision_observed: str | None = "fp32"
+    """Of an engine, what its inspector says; None: nobody has looked yet (needs a GPU)."""
     pinned_lambda: float | None = None
     """λ that is folded into the weights; None: λ is an input."""
     attack: str | None = None
     """Of an attack pack: the attack's name."""
     versions: dict[str, str] = field(default_factory=dict)
     """Packages that made the file."""
+    source: str | None = None
+    """Of an engine: the ONNX file of this bundle that it is built from."""
+    recipe: dict[str, Any] | None = None
+    """Of an engine: how it is built (`oat_edge.runtime.recipe.Recipe`)."""
+    deferred: bool = False
+    """An engine that is to be built on the device that runs it."""
     device_key: str | None = None
-    """Of an engine: the device and library it was built for."""
+    """Of an engine: the library and device it was built for."""
     parity: dict[str, Any] | None = None
     """Figures of the check against PyTorch."""
 
@@ -52,6 +60,10 @@ class Artifact:
         if self.file in ("", "..", MANIFEST) or Path(self.file).name != self.file:
             raise InputError(f"artifact file is '{self.file}': expected a plain file name")
         check_range("artifact width", self.width, 0.0, 1.0)
+        if self.deferred == bool(self.sha256):
+            raise InputError(f"artifact {self.file} is deferred and there, or neither")
+        if self.deferred and (self.source is None or self.recipe is None):
+            raise InputError(f"artifact {self.file} is deferred without a source and a recipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +107,16 @@ class Bundle:
         *,
         format: str,
         width: float | None = None,
+        precision: str | None = None,
         pinned_lambda: float | None = None,
         attack: str | None = None,
     ) -> Artifact:
-        """The one artifact that fits; `InputError` lists what there is if none does."""
+        """The first artifact that fits; `InputError` lists what there is if none does."""
         for artifact in self.artifacts:
             if (
                 artifact.format == format
                 and (width is None or artifact.width == width)
+                and (precision is None or artifact.precision_requested == precision)
                 and artifact.pinned_lambda == pinned_lambda
                 and artifact.attack == attack
             ):
@@ -123,6 +137,8 @@ class Bundle:
     def checked_path(self, artifact: Artifact) -> Path:
         """Path of an artifact whose content matches its hash; `InputError` otherwise."""
         path = self.path / artifact.file
+        if artifact.deferred:
+            raise InputError(f"{path} is not built yet: open it on the device that runs it")
         if not path.is_file():
             raise InputError(f"{path} is missing, the manifest lists it: {REMEDY}")
         try:
@@ -174,10 +190,13 @@ def add_artifacts(
         same = old is not None and old.checkpoint_sha256 == checkpoint_sha256
         if staging is not None:
             for artifact in new:
-                (staging / artifact.file).replace(path / artifact.file)
+                if not artifact.deferred:
+                    (staging / artifact.file).replace(path / artifact.file)
         bundle = Bundle(path, run, checkpoint_sha256, spec, (*(others if same else ()), *new))
         save_manifest(bundle)
-        for artifact in () if same else others:
+        # What is no longer listed goes: another checkpoint's, and engines that were there before.
+        gone = [artifact for artifact in new if artifact.deferred] + ([] if same else others)
+        for artifact in gone:
             (path / artifact.file).unlink(missing_ok=True)
     point_latest(path)
     return bundle

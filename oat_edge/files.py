@@ -87,6 +87,12 @@ def read_json(path: Path, *, what: str, remedy: str) -> dict[str, Any]:
     return value
 
 
+def cache_dir() -> Path:
+    """Folder of what can be had again: $XDG_CACHE_HOME/oat-edge, by default ~/.cache/oat-edge."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "oat-edge"
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content, as 64 hex digits."""
     digest = hashlib.sha256()

@@ -101,7 +101,8 @@ def tiny_bundle(
     tmp_path_factory: pytest.TempPathFactory, tiny_run: Path, digits: Dataset
 ) -> Bundle:
     """The run exported: both widths, λ-input and pinned, packs of 24 images. Do not change it."""
-    from oat_edge.exporters.export import ExportConfig, export_bundle
+    from oat_edge.exporters.config import ExportConfig
+    from oat_edge.exporters.export import export_bundle
     from oat_edge.train.checkpoint import load_checkpoint
 
     out = tmp_path_factory.mktemp("bundles") / "tiny"
@@ -143,3 +144,27 @@ def command(child_environment: dict[str, str]) -> Callable[..., subprocess.Compl
         )
 
     return run
+
+
+@pytest.fixture
+def no_gpu() -> None:
+    """For what a machine without a GPU says."""
+    from oat_edge.errors import DependencyError
+    from oat_edge.runtime.cuda import gpu
+
+    try:
+        pytest.skip(f"this machine has a GPU: {gpu().name}")
+    except DependencyError:
+        return
+
+
+@pytest.fixture(scope="session")
+def has_gpu() -> None:
+    """For what only a GPU shows: skips, with the reason, where there is none."""
+    from oat_edge.errors import DependencyError
+    from oat_edge.runtime.cuda import gpu
+
+    try:
+        gpu()
+    except DependencyError as error:
+        pytest.skip(str(error))

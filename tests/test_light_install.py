@@ -13,7 +13,7 @@ import pytest
 import oat_edge
 
 HEAVY = (
-    "torch", "onnx", "onnxscript", "onnxruntime", "tensorrt", "matplotlib", "sklearn", "scipy",
+    "torch", "onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx", "matplotlib", "sklearn", "scipy",
     "safetensors", "pooch", "PIL", "pyautoattack",
 )  # fmt: skip
 
@@ -93,7 +93,7 @@ def runs(tiny_bundle, tiny_run, child_environment, tmp_path_factory):
         "help": ["--help"],
         **{
             f"help of {name}": [name, "--help"]
-            for name in ("train", "eval", "export", "bench", "inspect", "doctor", "demo")
+            for name in ("train", "eval", "export", "bench", "compare", "inspect", "doctor", "demo")
         },
         "inspect bundle": ["inspect", str(tiny_bundle.path)],
         "inspect run": ["inspect", str(tiny_run)],
@@ -114,7 +114,7 @@ def runs(tiny_bundle, tiny_run, child_environment, tmp_path_factory):
 
 def test_help_needs_nothing(runs):
     pages = [one for name, one in runs.items() if name.startswith("help")]
-    assert len(pages) == 8
+    assert len(pages) == 9
     for page in pages:
         assert page["code"] == 0 and page["out"].startswith("Usage: ") and page["err"] == ""
 

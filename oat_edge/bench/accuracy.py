@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from oat_edge.attacks.square import square_settings
@@ -26,6 +26,7 @@ from oat_edge.evaluation.outcome import (
 )
 from oat_edge.evaluation.pack_set import PackSet
 from oat_edge.operating_point import OperatingPoint
+from oat_edge.runtime.padding import steady
 from oat_edge.runtime.runner import Float32, Runner
 
 # Of Square's queries, the share that is spent (fooled images need no more); only for the estimate.
@@ -49,10 +50,12 @@ def measure_outcomes(
     """
     if packs is None:
         return {}
+    config = _fitting(runner, config)
+    infer = steady(runner)
     points = _attacked_points(packs, width, lambdas, config)
     left = sum(_num_images(packs, point, config) for point in points)
     count = ImageCount(progress, label, left=left)
-    return {point.lam: _outcome(runner, packs, point, config, count) for point in points}
+    return {point.lam: _outcome(infer, packs, point, config, count) for point in points}
 
 
 def accuracy_seconds(
@@ -66,10 +69,12 @@ def accuracy_seconds(
     points = [] if packs is None else _attacked_points(packs, width, lambdas, config)
     if packs is None or not points:
         return 0.0
+    config = _fitting(runner, config)
+    infer = steady(runner)
     image = to_float(packs.images[: config.accuracy_batch])
-    runner.infer(image, points[0].lam)  # the first request is slower than those that follow
+    infer(image, points[0].lam)  # the first request is slower than those that follow
     start_ns = time.perf_counter_ns()
-    runner.infer(image, points[0].lam)
+    infer(image, points[0].lam)
     per_image_s = (time.perf_counter_ns() - start_ns) / NS / len(image)
     return per_image_s * sum(_num_images(packs, point, config) for point in points)
 
@@ -88,6 +93,12 @@ def attack_settings(packs: PackSet | None, config: BenchConfig) -> dict[str, dic
     return settings
 
 
+def _fitting(runner: Runner, config: BenchConfig) -> BenchConfig:
+    """With no more images per request than the runner takes."""
+    most = min(config.accuracy_batch, runner.batch_limit or config.accuracy_batch)
+    return dataclasses.replace(config, accuracy_batch=most)
+
+
 def _attacked_points(
     packs: PackSet, width: float, lambdas: Sequence[float], config: BenchConfig
 ) -> list[OperatingPoint]:
@@ -103,14 +114,14 @@ def _num_images(packs: PackSet, point: OperatingPoint, config: BenchConfig) -> i
 
 
 def _outcome(
-    runner: Runner,
+    engine: Callable[[Float32, float], Float32],
     packs: PackSet,
     point: OperatingPoint,
     config: BenchConfig,
     count: ImageCount,
 ) -> Outcome:
     def infer(image: Float32) -> Float32:
-        logits = runner.infer(image, point.lam)
+        logits = engine(image, point.lam)
         count.show(len(image))
         return logits
 

@@ -11,6 +11,8 @@ from oat_edge.errors import InputError
 
 DeviceName = Literal["cpu", "cuda", "jetson"]
 MAX_BATCH = 4096
+# Requests in flight in throughput mode on a GPU: one computes while the other is copied.
+GPU_WORKERS = 2
 # How robust accuracy is measured: replay of the bundle's packs, Square against the engine itself.
 PACK, SQUARE = "pack", "square"
 ATTACKS = (PACK, SQUARE)
@@ -24,6 +26,16 @@ class BenchConfig:
     """What to measure on."""
     batches: tuple[int, ...] = (1, 16)
     """Images per request, growing; 1 is what a camera needs, 16 shows what batching gains."""
+    formats: tuple[str, ...] | None = None
+    """Formats to measure ("onnx", "trt", "trt-rtx"); None is what suits the device."""
+    precisions: tuple[str, ...] | None = None
+    """Precisions to measure ("fp32", "fp16", "int8"); None is what suits the device."""
+    cuda_graph: bool = True
+    """On a GPU, replay one CUDA graph per batch size."""
+    profile: bool = False
+    """Also take the times of layers, after all else."""
+    profile_runs: int = 50
+    """Requests behind a layer's mean time."""
     min_seconds: float = 10.0
     """Measured time per (artifact, batch) in latency mode."""
     min_iterations: int = 1000
@@ -45,7 +57,8 @@ class BenchConfig:
     throughput_seconds: float = 3.0
     """Measured time per (artifact, batch) in throughput mode."""
     throughput_workers: int | None = None
-    """Requests in flight in throughput mode, on one thread each; None is one per core."""
+    """Requests in flight in throughput mode, on one thread each; None is one per core, and on a
+    GPU GPU_WORKERS."""
     accuracy_batch: int = 64
     """Images per request when accuracy is measured; no effect on any time."""
     attacks: tuple[str, ...] = (PACK,)
@@ -67,7 +80,8 @@ class BenchConfig:
             raise InputError(f"batch is {max(self.batches)}: expected {MAX_BATCH} or less")
         for name in ("min_seconds", "warmup_min_s", "rewarm_s", "throughput_seconds"):
             check_range(name, getattr(self, name), 0.0, 86400.0)
-        for name, low in (("min_iterations", 1), ("rounds", 3), ("windows", 2)):
+        least = {"min_iterations": 1, "rounds": 3, "windows": 2, "profile_runs": 1}
+        for name, low in least.items():
             _at_least(name, getattr(self, name), low)
         for name in ("threads", "throughput_workers"):
             if getattr(self, name) is not None:

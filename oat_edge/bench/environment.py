@@ -9,15 +9,19 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
 from oat_edge import __version__
 from oat_edge.bench.throughput import available_cores
+from oat_edge.runtime.cuda import gpu
 
-LIBRARIES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "torch", "pyautoattack")
+LIBRARIES = (
+    "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch",
+    "pyautoattack",
+)  # fmt: skip
 # What decides the speed of a CNN: vector units and their int8, fp16 and bf16 parts.
 VECTOR_EXTENSIONS = (
     "sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16",
@@ -38,6 +42,15 @@ class Device:
     cores: int
     """Logical cores that the process may use."""
     vector_extensions: tuple[str, ...] | None
+    """Of the CPU."""
+    host: str | None = None
+    """Beside a GPU, `model` of the CPU."""
+    compute_capability: str | None = None
+    """Of a GPU, e.g. "9.0"."""
+    cuda: str | None = None
+    """Of a GPU: newest CUDA version that its driver serves."""
+    gpu_memory_mb: float | None = None
+    """Of a GPU (10^6 bytes); a Jetson shares it with the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,9 +83,15 @@ class Environment:
     warnings: tuple[str, ...]
 
 
-def collect(*, sysroot: Path = Path("/"), folder: Path | None = None) -> Environment:
-    """Look at this machine.  folder: where to ask for the git commit; None is the current one."""
-    warnings: list[str] = ["driver: a CPU has none"]
+def collect(
+    *, sysroot: Path = Path("/"), folder: Path | None = None, device: str = "cpu"
+) -> Environment:
+    """Look at this machine.
+
+    folder: where to ask for the git commit; None is the current one. device: what runs the
+    network; on "cuda" the GPU must be there (`DependencyError`).
+    """
+    warnings: list[str] = []
 
     def known(name: str, value: str | None, reason: str) -> str | None:
         if value is None:
@@ -89,21 +108,28 @@ def collect(*, sysroot: Path = Path("/"), folder: Path | None = None) -> Environ
         warnings.append("clocks_mhz: neither cpufreq nor /proc/cpuinfo shows them")
     elif clocks.limit is None:
         warnings.append("clocks_mhz.limit: cpufreq does not show it")
+    driver = None
+    if device == "cpu":
+        warnings.append("driver: a CPU has none")
+    else:
+        reason = "/proc/driver/nvidia/version is not readable"
+        driver = known("driver", nvidia_driver(sysroot), reason)
     load = _read(sysroot / "proc/loadavg")
     if load is None:
         warnings.append("load_average: /proc/loadavg is not readable")
+    cpu = Device(
+        kind="cpu",
+        model=known("device.model", _cpu_model(cpuinfo), "/proc/cpuinfo does not name it"),
+        board=board_name(sysroot),
+        machine=platform.machine(),
+        cores=available_cores(),
+        vector_extensions=_vector_extensions(flags.group(1)) if flags else None,
+    )
     return Environment(
-        device=Device(
-            kind="cpu",
-            model=known("device.model", _cpu_model(cpuinfo), "/proc/cpuinfo does not name it"),
-            board=board_name(sysroot),
-            machine=platform.machine(),
-            cores=available_cores(),
-            vector_extensions=_vector_extensions(flags.group(1)) if flags else None,
-        ),
+        device=cpu if device == "cpu" else _with_gpu(cpu, device),
         os=known("os", _os_name(sysroot), "/etc/os-release is not readable"),
         kernel=f"{platform.system()} {platform.release()}",
-        driver=None,
+        driver=driver,
         python=platform.python_version(),
         library_versions=library_versions(),
         power_mode=governor,
@@ -112,6 +138,19 @@ def collect(*, sysroot: Path = Path("/"), folder: Path | None = None) -> Environ
         git_commit=known("git_commit", _git_commit(folder), "not inside a git checkout"),
         timestamp_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         warnings=tuple(warnings),
+    )
+
+
+def _with_gpu(cpu: Device, kind: str) -> Device:
+    found = gpu()
+    return replace(
+        cpu,
+        kind=kind,
+        model=found.name,
+        host=cpu.model,
+        compute_capability=found.compute_capability,
+        cuda=found.cuda,
+        gpu_memory_mb=found.memory_mb,
     )
 
 

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from oat_edge.bench.config import SQUARE
+from oat_edge.bench.config import SQUARE, BenchConfig
 from oat_edge.bench.environment import board_name, nvidia_driver
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.errors import DependencyError, InputError
 from oat_edge.evaluation.accuracy import to_float
 from oat_edge.evaluation.pack import AttackPack
 from oat_edge.evaluation.pack_set import PackSet
+from oat_edge.runtime.artifacts import ENGINES, artifacts_for
+from oat_edge.runtime.cuda import gpu
+from oat_edge.runtime.recipe import Recipe
 from oat_edge.runtime.runner import Float32
 
 
@@ -21,13 +24,18 @@ def check_device(device: str, *, sysroot: Path = Path("/")) -> None:
     """Raise `DependencyError`, with what was detected, for a device that cannot be measured."""
     if device == "cpu":
         return
+    if device == "cuda":
+        gpu()
+        return
     driver = nvidia_driver(sysroot)
     found = [f"NVIDIA driver {driver}" if driver else "no NVIDIA driver"]
     board = board_name(sysroot)
     found.append(f"board '{board}'" if board else "no Jetson board")
+    jetson = board is not None and "Jetson" in board
+    remedy = "--device cuda runs this board's GPU" if jetson else "use --device cpu or cuda"
     raise DependencyError(
-        f"device is '{device}': this version benches cpu only (detected: {', '.join(found)}); "
-        "use --device cpu"
+        f"device is '{device}': this version benches cpu and cuda "
+        f"(detected: {', '.join(found)}); {remedy}"
     )
 
 
@@ -39,13 +47,35 @@ def check_lambdas(bundle: Bundle, lambdas: Sequence[float]) -> None:
             raise InputError(f"lambda is {lam:g}: bundle {bundle.run} has [{low:g}, {high:g}]")
 
 
-def onnx_artifacts(bundle: Bundle, widths: Sequence[float]) -> list[Artifact]:
-    """ONNX files of these widths, λ-input before pinned; `InputError` for a width without any."""
-    chosen = []
-    for width in widths:
-        found = [artifact for artifact in bundle.of_format("onnx") if artifact.width == width]
-        chosen += found or [bundle.select(format="onnx", width=width)]  # which says what there is
-    return chosen
+def files_to_measure(
+    bundle: Bundle, widths: Sequence[float], config: BenchConfig
+) -> list[Artifact]:
+    """By width, λ-input before pinned; `InputError` for what the device or an engine cannot run."""
+    artifacts = artifacts_for(
+        bundle,
+        widths,
+        device=config.device,
+        formats=config.formats,
+        precisions=config.precisions,
+    )
+    for artifact in artifacts:
+        if artifact.format in ENGINES:
+            _check_engine(artifact, config)
+    return artifacts
+
+
+def _check_engine(artifact: Artifact, config: BenchConfig) -> None:
+    if config.device == "cpu":
+        raise InputError(
+            f"{artifact.file} is a {artifact.format} engine, the device is cpu: "
+            "bench --device cuda, or --format onnx"
+        )
+    least, _, most = Recipe.from_json(artifact.recipe).batches
+    if outside := [batch for batch in config.batches if not least <= batch <= most]:
+        raise InputError(
+            f"batch is {outside[0]}: engine {artifact.file} takes {least} to {most} images per "
+            f"request; bench --batch {least},{most}, or export again with a wider --batch"
+        )
 
 
 def load_packs(bundle: Bundle, attacks: Sequence[str]) -> PackSet | None:

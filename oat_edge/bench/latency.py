@@ -18,8 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from oat_edge.bench.config import BenchConfig
+from oat_edge.runtime.runner import DeviceTimes
 
 Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
 Clock = Callable[[], int]
 """Monotonic time in ns."""
 Progress = Callable[[float, float, str], None]
@@ -39,6 +41,8 @@ class Measurable:
     call: Callable[[int], None]
     """Runs one request at the λ of this index, in [0, num_lambdas)."""
     num_lambdas: int = 1
+    device_times: Callable[[], DeviceTimes | None] | None = None
+    """What the last request took on the device; asked for after it, outside the timed span."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +57,8 @@ class LatencySamples:
     warmup_s: float
     warmup_agreed: bool
     """False: the warm-up reached its cap before the windows agreed."""
+    device_ms: Float64 | None = None
+    """(n, 3) copy to the device, computing, copy back; None where the device has no clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,7 @@ def measure(
     start_ns = clock()
     warm: dict[int, WarmUp] = {}
     samples: list[list[int]] = [[] for _ in measurables]
+    device: list[list[DeviceTimes | None]] = [[] for _ in measurables]
 
     def report(rounds_done: int, turn: int, label: str) -> None:
         if progress is not None:
@@ -101,6 +108,7 @@ def measure(
                     math.ceil(config.min_iterations / config.rounds),
                     config.min_seconds / config.rounds,
                     clock,
+                    device=device[turn],
                 )
     report(config.rounds, 0, "latency")
     return [
@@ -110,6 +118,7 @@ def measure(
             lambda_index=np.arange(len(samples[turn]), dtype=np.int64) % measurable.num_lambdas,
             warmup_s=warm[turn].seconds,
             warmup_agreed=warm[turn].agreed,
+            device_ms=_device_ms(device[turn]),
         )
         for turn, measurable in enumerate(measurables)
     ]
@@ -158,9 +167,14 @@ def _run(
     min_s: float,
     clock: Clock,
     cap_s: float = math.inf,
+    device: list[DeviceTimes | None] | None = None,
 ) -> list[int]:
-    """Run requests first, first + 1, … until both minimums hold or the cap is reached; ns each."""
+    """Run requests first, first + 1, … until both minimums hold or the cap is reached; ns each.
+
+    device: gets what each request took on the device, of a measurable that knows.
+    """
     call, num_lambdas = measurable.call, measurable.num_lambdas
+    ask = measurable.device_times if device is not None else None
     min_ns, cap_ns = min_s * NS, cap_s * NS
     samples: list[int] = []
     start_ns = clock()
@@ -170,9 +184,17 @@ def _run(
         call(lambda_index)
         after_ns = clock()
         samples.append(after_ns - before_ns)
+        if ask is not None and device is not None:
+            device.append(ask())
         spent_ns = after_ns - start_ns
         if (len(samples) >= min_calls and spent_ns >= min_ns) or spent_ns >= cap_ns:
             return samples
+
+
+def _device_ms(times: Sequence[DeviceTimes | None]) -> Float64 | None:
+    known = [(one.h2d_ms, one.compute_ms, one.d2h_ms) for one in times if one is not None]
+    # Some requests only would be a choice among them.
+    return np.array(known) if known and len(known) == len(times) else None
 
 
 def _seconds_left(

@@ -1,16 +1,14 @@
 """Memory that an artifact costs a process, measured in a fresh child process.
 
-The figure is resident memory after the artifact was opened and run at a batch, less that of the
-same process just before, with Python, numpy and the back end already loaded.
+On the host it is resident memory after the artifact was opened and run at a batch, less that of
+the same process just before, with Python, numpy and the back end already loaded. On a GPU it is
+the same difference of what is in use on the whole GPU, with the CUDA context already made.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,22 +16,27 @@ from typing import Any
 import numpy as np
 
 from oat_edge.bundle import Artifact, Bundle
+from oat_edge.errors import DependencyError
 from oat_edge.require import require
 from oat_edge.runtime import open_artifact
+from oat_edge.runtime.child import ChildFailedError, call_child
+from oat_edge.runtime.cuda import memory_used_mb
+from oat_edge.runtime.ort_session import load_library
+from oat_edge.runtime.recipe import LIBRARIES
 
-CHILD = "from oat_edge.bench.memory import child; child()"
-# The library that runs a format.
-BACKENDS = {"onnx": "onnxruntime"}
-TIMEOUT_S = 300
 RUNS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryCost:
-    """Resident memory added, by batch; None with a reason where it could not be read."""
+    """Memory added, by batch; None with a reason where it could not be read."""
 
     added_mb: dict[int, float | None]
+    """Resident memory of the process."""
     reason: str | None = None
+    gpu_added_mb: dict[int, float | None] | None = None
+    """Memory of the GPU; None on a CPU."""
+    gpu_reason: str | None = None
 
 
 def measure_memory(
@@ -43,6 +46,7 @@ def measure_memory(
     batches: tuple[int, ...],
     threads: int | None = None,
     device: str = "cpu",
+    cuda_graph: bool = True,
     sysroot: Path = Path("/"),
 ) -> MemoryCost:
     """Open `artifact` in a child and run the batches in growing order (1 MB is 10^6 bytes).
@@ -55,31 +59,29 @@ def measure_memory(
         "batches": sorted(batches),
         "threads": threads,
         "device": device,
+        "cuda_graph": cuda_graph,
         "sysroot": str(sysroot),
     }
-    # The child must find the same packages, and no stray module of the working folder.
-    path = os.pathsep.join(folder for folder in sys.path if folder)
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    on_gpu = device != "cpu"
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", CHILD],
-            input=json.dumps(request),
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
+        found = call_child(f"{__name__}:child", request)
+    except ChildFailedError as error:
+        unknown = dict.fromkeys(batches)
+        reason = str(error)
+        return MemoryCost(
+            added_mb=unknown,
+            reason=reason,
+            gpu_added_mb=dict(unknown) if on_gpu else None,
+            gpu_reason=reason if on_gpu else None,
         )
-    except subprocess.TimeoutExpired:
-        return _unknown(batches, f"the measuring process took over {TIMEOUT_S} s")
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return _unknown(batches, f"the measuring process failed (code {done.returncode}: {last})")
-    resident_mb: list[float | None] = json.loads(done.stdout.splitlines()[-1])
-    if None in resident_mb:
-        return _unknown(batches, "/proc/self/status is not readable here")
-    before, *after = (mb for mb in resident_mb if mb is not None)
-    added = zip(sorted(batches), after, strict=True)
-    return MemoryCost(added_mb={batch: mb - before for batch, mb in added})
+    added_mb = _added(batches, found["resident_mb"])
+    gpu_added_mb = _added(batches, found["gpu_mb"]) if on_gpu else None
+    return MemoryCost(
+        added_mb=added_mb,
+        reason="/proc/self/status is not readable here" if None in added_mb.values() else None,
+        gpu_added_mb=gpu_added_mb,
+        gpu_reason=found["gpu_reason"],
+    )
 
 
 def resident_mb(sysroot: Path = Path("/")) -> float | None:
@@ -92,33 +94,50 @@ def resident_mb(sysroot: Path = Path("/")) -> float | None:
     return int(found.group(1)) * 1024 / 1e6 if found else None
 
 
-def child() -> None:
-    """Read a request on stdin; write [before, after batch 1, …] in MB as JSON on stdout."""
-    request = json.load(sys.stdin)
+def child(request: dict[str, Any]) -> dict[str, Any]:
+    """The child's side: figures before the artifact is opened and after each batch, in MB."""
     bundle = Bundle.open(request["bundle"])
     artifact = next(item for item in bundle.artifacts if item.file == request["file"])
-    sys.stdout.write(json.dumps(_child_figures(bundle, artifact, request)) + "\n")
-
-
-def _child_figures(
-    bundle: Bundle, artifact: Artifact, request: dict[str, Any]
-) -> list[float | None]:
     # Imported first, so that the library is not counted as the artifact's cost.
-    require(BACKENDS[artifact.format], purpose=f"running {artifact.file}")
-    sysroot = Path(request["sysroot"])
+    sysroot, on_gpu = Path(request["sysroot"]), request["device"] != "cpu"
+    if artifact.format in LIBRARIES:
+        require(LIBRARIES[artifact.format], purpose=f"running {artifact.file}")
+    else:
+        load_library(request["device"])
     images = np.zeros((max(request["batches"]), *bundle.spec.image_shape), dtype=np.float32)
     images += np.float32(0.5)  # touches the pages, so that they do not count later
     lam = bundle.spec.lambdas[-1] if artifact.pinned_lambda is None else artifact.pinned_lambda
-    figures = [resident_mb(sysroot)]
+    gpu_mb, gpu_reason = [], None
+
+    def gpu_now() -> float | None:
+        nonlocal gpu_reason
+        try:
+            return memory_used_mb() if on_gpu else None
+        except DependencyError as error:
+            gpu_reason = str(error)
+            return None
+
+    gpu_mb.append(gpu_now())  # makes the context, which costs host memory, too
+    host_mb = [resident_mb(sysroot)]
     with open_artifact(
-        bundle, artifact, device=request["device"], threads=request["threads"]
+        bundle,
+        artifact,
+        device=request["device"],
+        threads=request["threads"],
+        cuda_graph=request["cuda_graph"],
     ) as runner:
         for batch in request["batches"]:
             for _ in range(RUNS):
                 runner.infer(images[:batch], lam)
-            figures.append(resident_mb(sysroot))
-    return figures
+            host_mb.append(resident_mb(sysroot))
+            gpu_mb.append(gpu_now())
+    return {"resident_mb": host_mb, "gpu_mb": gpu_mb, "gpu_reason": gpu_reason}
 
 
-def _unknown(batches: tuple[int, ...], reason: str) -> MemoryCost:
-    return MemoryCost(added_mb=dict.fromkeys(batches), reason=reason)
+def _added(batches: Sequence[int], figures_mb: Sequence[float | None]) -> dict[int, float | None]:
+    """Figures after each batch less the one before."""
+    before, *after = figures_mb
+    return {
+        batch: None if before is None or mb is None else mb - before
+        for batch, mb in zip(sorted(batches), after, strict=True)
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,16 @@ from oat_edge.evaluation.transfer import TransferGrid
 from oat_edge.require import require
 
 LABEL_PT = 6.5
+# Of long names, which say format and precision, too.
+LEGEND_COLUMNS = 3
 
 
 def plot_tradeoff(report: Report, path: Path) -> None:
     """Draw the report's smallest batch to a .png (300 dpi) or .svg file.
 
-    Left: standard against worst-case robust accuracy, a line per width, along λ. Right: worst-case
-    robust accuracy against median latency, with its Pareto front. Bars are 95 % Wilson intervals.
+    Left: standard against worst-case robust accuracy, along λ, a line per width (and per format
+    and precision, if there are several). Right: worst-case robust accuracy against median latency,
+    with its Pareto front. Bars are 95 % Wilson intervals.
     Files with a pinned λ are left out. Raises `InputError` for another suffix and for a report
     without accuracies, `DependencyError` without matplotlib.
     """
@@ -56,31 +60,56 @@ def plot_tradeoff(report: Report, path: Path) -> None:
     with matplotlib.rc_context(STYLE):
         figure = figures.Figure(figsize=(7.2, 3.5), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        by_width = {
-            width: sorted((row for row in rows if row.width == width), key=lambda row: row.lam)
-            for width in sorted({row.width for row in rows})
-        }
-        _draw_accuracy(left, by_width)
-        front = _draw_latency(right, by_width)
+        lines = _lines(rows)
+        _draw_accuracy(left, lines)
+        front = _draw_latency(right, lines)
         handles, names = (
             a + b
             for a, b in zip(
                 left.get_legend_handles_labels(), right.get_legend_handles_labels(), strict=True
             )
         )
-        figure.legend(handles, names, loc="outside upper center", ncols=len(names))
+        columns = len(names) if len(report.kinds) == 1 else LEGEND_COLUMNS
+        figure.legend(handles, names, loc="outside upper center", ncols=columns)
         figure.supxlabel(_caption(report, rows), fontsize=7.5, color=PALE_INK)
         figure.draw_without_rendering()  # settles the layout, which the labels depend on
-        _label_lambdas(left, by_width, lambda row: 100 * (row.standard_accuracy or 0.0), [])
-        _label_lambdas(right, by_width, lambda row: row.latency_ms.p50, [front])
+        _label_lambdas(left, lines, lambda row: 100 * (row.standard_accuracy or 0.0), [])
+        _label_lambdas(right, lines, lambda row: row.latency_ms.p50, [front])
         save_figure(figure, path)
 
 
-def _draw_accuracy(axes: Any, by_width: dict[float, list[Row]]) -> None:
-    for style, (width, rows) in zip(_styles(len(by_width)), by_width.items(), strict=True):
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One network along λ."""
+
+    name: str
+    style: dict[str, Any]
+    rows: list[Row]
+
+
+def _lines(rows: Sequence[Row]) -> list[_Line]:
+    """A line per width and kind: colours tell widths apart, markers kinds (widths, if one kind)."""
+    widths = sorted({row.width for row in rows})
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    lines = []
+    for i, width in enumerate(widths):
+        for j, kind in enumerate(kinds):
+            found = [row for row in rows if (row.width, row.kind) == (width, kind)]
+            if not found:
+                continue
+            several = len(kinds) > 1
+            name = f"width {width:g}" + (f", {' '.join(kind)}" if several else "")
+            style = _style(i, j if several else i)
+            lines.append(_Line(name, style, sorted(found, key=lambda row: row.lam)))
+    return lines
+
+
+def _draw_accuracy(axes: Any, lines: Sequence[_Line]) -> None:
+    for line in lines:
+        rows, style = line.rows, line.style
         x, y = _percent(rows, "standard_accuracy"), _percent(rows, WORST)
         axes.errorbar(x, y, yerr=_interval(y, rows), xerr=_interval(x, rows), **_bars(style))
-        axes.plot(x, y, label=f"width {width:g}", **style)
+        axes.plot(x, y, label=line.name, **style)
     axes.xaxis.get_major_locator().set_params(nbins=6, steps=[1, 2, 5, 10])
     axes.set(
         title="Robustness against accuracy, along λ",
@@ -89,12 +118,12 @@ def _draw_accuracy(axes: Any, by_width: dict[float, list[Row]]) -> None:
     )
 
 
-def _draw_latency(axes: Any, by_width: dict[float, list[Row]]) -> Float64:
+def _draw_latency(axes: Any, lines: Sequence[_Line]) -> Float64:
     """Returns the drawn Pareto front, as a polyline (m, 2)."""
-    for style, rows in zip(_styles(len(by_width)), by_width.values(), strict=True):
-        p50_ms = [row.latency_ms.p50 for row in rows]
-        axes.plot(p50_ms, _percent(rows, WORST), **{**style, "linewidth": 0.6})
-    rows = [row for of_width in by_width.values() for row in of_width]
+    for line in lines:
+        p50_ms = [row.latency_ms.p50 for row in line.rows]
+        axes.plot(p50_ms, _percent(line.rows, WORST), **{**line.style, "linewidth": 0.6})
+    rows = [row for line in lines for row in line.rows]
     points = np.array([(row.latency_ms.p50, 100 * (row.worst or 0.0)) for row in rows])
     front = np.unique(points[pareto_front(points, maximize=(False, True))], axis=0)
     low, high = points[:, 0].min(), points[:, 0].max()
@@ -127,7 +156,7 @@ def _draw_latency(axes: Any, by_width: dict[float, list[Row]]) -> Float64:
 
 def _label_lambdas(
     axes: Any,
-    by_width: dict[float, list[Row]],
+    networks: Sequence[_Line],
     x_of: Callable[[Row], float],
     other_lines: Sequence[Float64],
 ) -> None:
@@ -137,14 +166,15 @@ def _label_lambdas(
     points_per_pixel = 72.0 / axes.figure.dpi
     lines = [axes.transData.transform(line) * points_per_pixel for line in other_lines]
     todo: list[tuple[Float64, Float64, str, str]] = []
-    for style, rows in zip(_styles(len(by_width)), by_width.values(), strict=True):
+    for network in networks:
+        rows = network.rows
         data = np.column_stack([[x_of(row) for row in rows], _percent(rows, WORST)])
         display = axes.transData.transform(data) * points_per_pixel
         lines.append(display)
         for index, row in enumerate(rows):
             end = index in (0, len(rows) - 1)
             name = f"λ={row.lam:g}" if end else f"{row.lam:g}"
-            todo.append((data[index], display[index], name, style["color"]))
+            todo.append((data[index], display[index], name, network.style["color"]))
     todo.sort(key=lambda item: not item[2].startswith("λ"))
     points = np.array([place for _, place, _, _ in todo])
     sizes = np.array([(0.56 * LABEL_PT * len(name), 0.85 * LABEL_PT) for _, _, name, _ in todo])
@@ -168,18 +198,15 @@ def _label_lambdas(
         )
 
 
-def _styles(num: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i % len(MARKERS)],
-            "markersize": 4.5,
-            "markeredgecolor": "white",
-            "markeredgewidth": 0.6,
-            "linewidth": 1.2,
-        }
-        for i in range(num)
-    ]
+def _style(colour: int, marker: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[colour % len(COLOURS)],
+        "marker": MARKERS[marker % len(MARKERS)],
+        "markersize": 4.5,
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.6,
+        "linewidth": 1.2,
+    }
 
 
 def _bars(style: dict[str, Any]) -> dict[str, Any]:
@@ -226,10 +253,16 @@ def _caption(report: Report, rows: Sequence[Row]) -> str:
     radii = {settings["eps"] for settings in report.settings.get("attacks", {}).values()}
     eps = ", ".join(format_eps(value) for value in sorted(radii))
     sizes = sorted({row.num_samples or 0 for row in rows})
+    several = len({row.kind for row in rows}) > 1  # then the legend has the precisions
+    backends = ", ".join(
+        dict.fromkeys(row.backend if several else f"{row.backend} {row.precision}" for row in rows)
+    )
+    on_cpu = report.environment.device.kind == "cpu"
+    threads = f", {report.settings.get('threads')} threads" if on_cpu else ""
     return SEPARATOR.join(
         [
             _device(report),
-            f"{rows[0].backend} {rows[0].precision}, {report.settings.get('threads')} threads",
+            f"{backends}{threads}",
             f"n = {'–'.join(f'{size:,}' for size in dict.fromkeys((sizes[0], sizes[-1])))}",
             f"attack {', '.join(attacks)}" + (f", ε = {eps}" if eps else ""),
             "bars: 95 % intervals",

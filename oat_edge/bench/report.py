@@ -16,7 +16,8 @@ import numpy as np
 from oat_edge.bench import schema
 from oat_edge.bench.environment import Environment
 from oat_edge.bench.latency import LatencySamples
-from oat_edge.bench.statistics import LatencyMs
+from oat_edge.bench.profile import ArtifactProfile
+from oat_edge.bench.statistics import DeviceMs, LatencyMs
 from oat_edge.errors import InputError
 from oat_edge.evaluation.pack_set import WORST
 from oat_edge.evaluation.transfer import TransferGrid
@@ -42,7 +43,8 @@ class Row:
     latency_ms: LatencyMs
     """Of one request, that is of `batch` images, one in flight."""
     throughput_ips: float | None
-    """Images per second with all cores busy (throughput mode)."""
+    """Images per second with all cores busy, or several requests in flight on a GPU (throughput
+    mode)."""
     memory_mb: float | None
     """Resident memory (10^6 bytes) that opening and running the artifact adds to a process."""
     energy_mj: float | None
@@ -57,6 +59,10 @@ class Row:
     """On the front of latency, worst-case and standard accuracy among the rows of its batch."""
     status: Literal["ok", "unstable"]
     warnings: tuple[str, ...]
+    device_ms: DeviceMs | None = None
+    """Parts of the same requests as `latency_ms`, on the clock of the GPU."""
+    gpu_memory_mb: float | None = None
+    """Memory of the GPU (10^6 bytes) that opening and running the artifact takes."""
 
     def __post_init__(self) -> None:
         shares = {"standard_accuracy": self.standard_accuracy, **self.robust_accuracy}
@@ -65,6 +71,11 @@ class Row:
                 raise InputError(f"{self.artifact}: {name} is {share}, expected [0, 1]: {REMEDY}")
         if self.batch < 1 or self.latency_ms.n < 1 or WORST not in self.robust_accuracy:
             raise InputError(f"{self.artifact}: batch, n or the worst case is missing: {REMEDY}")
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Format and precision."""
+        return self.format, self.precision
 
     @property
     def worst(self) -> float | None:
@@ -86,6 +97,10 @@ class LambdaCost:
     ratio: float | None
     reason: str | None
     """Why the ratio is None."""
+    format: str | None = None
+    """Of both files; None in reports from before there were several."""
+    precision: str | None = None
+    """Of both files."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +143,8 @@ class Report:
     warnings: tuple[str, ...]
     transfer: tuple[TransferGrid, ...] = ()
     """By attack; the files that take λ as an input are the targets."""
+    profile: tuple[ArtifactProfile, ...] = ()
+    """Times of layers, of the files that take λ as an input (bench --profile)."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values of schema oat-edge/bench/1; no NaN."""
@@ -148,6 +165,11 @@ class Report:
         return cls.from_json(read_json(path, what="bench report", remedy=REMEDY))
 
     @property
+    def kinds(self) -> tuple[tuple[str, str], ...]:
+        """Formats and precisions of the rows, in their order."""
+        return tuple(dict.fromkeys(row.kind for row in self.rows))
+
+    @property
     def knob_rows(self) -> tuple[Row, ...]:
         """Rows of the files that take λ as an input, without the pinned ones."""
         pinned = {cost.pinned_artifact for cost in self.lambda_cost}
@@ -158,13 +180,16 @@ def save_report(report: Report, samples: Sequence[LatencySamples], path: Path) -
     """Write `path` and, beside it, the raw samples as {stem}-samples.npz.
 
     The .npz holds two arrays per measurement, "{artifact} batch {n}|latency_ns" and
-    "…|lambda_index". Returns the report as written, in which `samples_file` is set.
+    "…|lambda_index", and on a GPU "…|device_ms". Returns the report as written, in which
+    `samples_file` is set.
     """
     samples_path = path.with_name(f"{path.stem}-samples.npz")
     arrays: dict[str, Any] = {}
     for one in samples:
         arrays[f"{one.name}|latency_ns"] = one.latency_ns
         arrays[f"{one.name}|lambda_index"] = one.lambda_index.astype(np.int16)
+        if one.device_ms is not None:
+            arrays[f"{one.name}|device_ms"] = one.device_ms
     with atomic_path(samples_path) as temporary:
         np.savez_compressed(temporary, **arrays)
     warnings = tuple(warning for warning in report.warnings if warning != NOT_SAVED)
@@ -187,7 +212,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+            flat |= {f"{key}.{inner}": item for inner, item in _flat(value).items()}
         else:
             flat[key] = "; ".join(value) if isinstance(value, list) else value
     return flat

@@ -10,7 +10,7 @@ from oat_edge.bench.config import PACK, BenchConfig
 from oat_edge.bench.latency import LatencySamples
 from oat_edge.bench.memory import MemoryCost
 from oat_edge.bench.report import LambdaCost, LambdaFlatness, Row
-from oat_edge.bench.statistics import LatencyMs, lambda_spread
+from oat_edge.bench.statistics import DeviceMs, LatencyMs, lambda_spread
 from oat_edge.bundle import Artifact
 from oat_edge.calib.operating_points import on_operating_front
 from oat_edge.evaluation.accuracy import Accuracy
@@ -36,6 +36,14 @@ class Figures:
     """By λ."""
     pack_lambdas: tuple[float, ...]
     """Every λ that an attack pack of this width holds."""
+    on_gpu: bool = False
+    remarks: tuple[str, ...] = ()
+    """What the runner says that its figures must carry."""
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Format and precision: only within one of them does λ alone make the difference."""
+        return self.artifact.format, self.precision
 
 
 def make_rows(
@@ -91,6 +99,7 @@ def _row(
             robust[WORST] = None
             warnings = [*warnings, _no_pack(figure, lam, f"robust_accuracy.{WORST}, pareto")]
     artifact = figure.artifact
+    device_ms = figure.samples[batch].device_ms
     return Row(
         artifact=artifact.file,
         sha256=artifact.sha256,
@@ -110,6 +119,8 @@ def _row(
         pareto=None,
         status="ok" if latency_ms.stable else "unstable",
         warnings=tuple(warnings),
+        device_ms=None if device_ms is None else DeviceMs.from_samples(device_ms),
+        gpu_memory_mb=(figure.memory.gpu_added_mb or {}).get(batch),
     )
 
 
@@ -128,7 +139,12 @@ def _timing_warnings(
         )
     if figure.memory.added_mb[batch] is None:
         warnings.append(f"memory_mb: {figure.memory.reason}")
-    return [*warnings, NO_ENERGY]
+    if figure.on_gpu:
+        if (figure.memory.gpu_added_mb or {}).get(batch) is None:
+            warnings.append(f"gpu_memory_mb: {figure.memory.gpu_reason}")
+        if samples.device_ms is None:
+            warnings.append(f"device_ms: {figure.backend} does not tell times on the device")
+    return [*warnings, *figure.remarks, NO_ENERGY]
 
 
 def _no_pack(figure: Figures, lam: float, what: str) -> str:
@@ -203,21 +219,27 @@ def _mark_front(rows: Sequence[Row], figures: Sequence[Figures]) -> tuple[Row, .
 def _lambda_cost(
     figures: Sequence[Figures], p50_ms: dict[tuple[str, int], float]
 ) -> tuple[LambdaCost, ...]:
-    """One entry per (width, batch, pinned file); one with a reason where a side is missing."""
+    """One entry per (width, format, precision, batch, pinned file); one with a reason where a
+
+    side is missing.
+    """
+    groups: dict[tuple[float, tuple[str, str]], list[Artifact]] = {}
+    for figure in figures:
+        groups.setdefault((figure.artifact.width, figure.kind), []).append(figure.artifact)
     costs: list[LambdaCost] = []
-    for width in sorted({figure.artifact.width for figure in figures}):
-        of_width = [f.artifact for f in figures if f.artifact.width == width]
-        knob = next((a for a in of_width if a.pinned_lambda is None), None)
-        pinned: list[Artifact | None] = [a for a in of_width if a.pinned_lambda is not None]
-        batches = sorted({batch for file, batch in p50_ms if file == of_width[0].file})
+    for (width, kind), files in sorted(groups.items(), key=lambda item: item[0]):
+        knob = next((a for a in files if a.pinned_lambda is None), None)
+        pinned: list[Artifact | None] = [a for a in files if a.pinned_lambda is not None]
+        batches = sorted({batch for file, batch in p50_ms if file == files[0].file})
         for batch in batches:
             for other in pinned or [None]:
-                costs.append(_one_cost(width, batch, knob, other, p50_ms))
+                costs.append(_one_cost(width, kind, batch, knob, other, p50_ms))
     return tuple(costs)
 
 
 def _one_cost(
     width: float,
+    kind: tuple[str, str],
     batch: int,
     knob: Artifact | None,
     pinned: Artifact | None,
@@ -227,9 +249,9 @@ def _one_cost(
     pinned_ms = p50_ms[pinned.file, batch] if pinned else None
     reason = None
     if knob_ms is None:
-        reason = f"no file with a λ input; oat-edge export --width {width:g}"
+        reason = f"no file with a λ input; {_export(width, knob or pinned)}"
     elif not pinned_ms:
-        reason = f"no pinned file; oat-edge export --width {width:g} --pin-lambda 0.3"
+        reason = f"no pinned file; {_export(width, knob)} --pin-lambda 0.3"
     return LambdaCost(
         width=width,
         batch=batch,
@@ -240,4 +262,14 @@ def _one_cost(
         pinned_p50_ms=pinned_ms,
         ratio=knob_ms / pinned_ms if knob_ms is not None and pinned_ms else None,
         reason=reason,
+        format=kind[0],
+        precision=kind[1],
     )
+
+
+def _export(width: float, like: Artifact | None) -> str:
+    """The command that adds a file of the same kind; ONNX in float32 is what it makes anyway."""
+    command = f"oat-edge export --width {width:g}"
+    if like is not None and (like.format, like.precision_requested) != ("onnx", "fp32"):
+        command += f" --format {like.format} --precision {like.precision_requested}"
+    return command

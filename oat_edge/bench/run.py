@@ -1,39 +1,43 @@
-"""Bench a whole bundle on this machine's CPU."""
+"""Bench a whole bundle on this machine's CPU or GPU."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-
-import numpy as np
+from dataclasses import dataclass
+from typing import Any
 
 from oat_edge.bench.accuracy import accuracy_seconds, attack_settings, measure_outcomes
 from oat_edge.bench.config import BenchConfig
-from oat_edge.bench.environment import collect
+from oat_edge.bench.environment import Environment, collect
 from oat_edge.bench.inputs import (
     bench_images,
     check_device,
     check_lambdas,
+    files_to_measure,
     load_packs,
-    onnx_artifacts,
 )
-from oat_edge.bench.latency import LatencySamples, Measurable, Progress, measure
+from oat_edge.bench.latency import LatencySamples, Progress
 from oat_edge.bench.memory import measure_memory
+from oat_edge.bench.profile import ArtifactProfile, profile_artifact
 from oat_edge.bench.progress import Stages
 from oat_edge.bench.report import NOT_SAVED, BundleId, Report
+from oat_edge.bench.requests import latency_samples, num_workers, open_runner_of, throughput_ips
 from oat_edge.bench.rows import Figures, make_rows
-from oat_edge.bench.throughput import available_cores, measure_throughput
+from oat_edge.bench.throughput import available_cores
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.evaluation.outcome import Outcome
 from oat_edge.evaluation.pack_set import PackSet
 from oat_edge.evaluation.transfer import TransferGrid, transfer_grids
 from oat_edge.operating_point import OperatingPoint
-from oat_edge.runtime import Runner, open_artifact
-from oat_edge.runtime.runner import Float32
+from oat_edge.runtime.engines import Say, silent
+from oat_edge.runtime.recipe import LIBRARIES
+from oat_edge.runtime.runner import Float32, Runner
 
 # Per file; only for the estimate of the time left.
 MEMORY_GUESS_S = 2.0
+PROFILE_GUESS_S = 1.0
 
 
 def bench_bundle(
@@ -43,48 +47,64 @@ def bench_bundle(
     widths: Sequence[float],
     lambdas: Sequence[float],
     progress: Progress | None = None,
+    say: Say = silent,
 ) -> tuple[Report, tuple[LatencySamples, ...]]:
-    """Measure every ONNX file of these widths: latency, accuracy, throughput and memory.
+    """Measure the files of these widths: latency, accuracy, throughput and memory.
 
     lambdas: a row each, for files that take λ as an input (latency is measured over all knots
-    whatever is asked for); a file with a pinned λ gets its one row. Returns the report and the
-    raw latency samples, for `save_report`.
-    Raises `DependencyError` (device), `InputError` (bundle, widths, λ, packs).
+    whatever is asked for); a file with a pinned λ gets its one row. say: told of engines that are
+    built first. Returns the report and the raw latency samples, for `save_report`.
+    Raises `DependencyError` (device), `InputError` (bundle, widths, λ, batches, packs), and what
+    opening a file raises; all of it before anything is measured.
     """
     check_device(config.device)
     # Said, not left to the back end: a latency without its threads is no figure.
     config = dataclasses.replace(config, threads=config.threads or available_cores())
     check_lambdas(bundle, lambdas)
-    artifacts = onnx_artifacts(bundle, widths)
+    artifacts = files_to_measure(bundle, widths, config)
     packs = load_packs(bundle, config.attacks)
     images, image_source = bench_images(bundle, packs, config.batches, seed=config.seed)
-    environment = collect()
-    measured = _measure_all(bundle, artifacts, packs, images, lambdas, config, progress)
-    figures = [figure for figure, _ in measured]
+    environment = collect(device=config.device)
+    measured = _measure_all(bundle, artifacts, packs, images, lambdas, config, progress, say)
+    figures = [one.figures for one in measured]
     rows, flatness, cost = make_rows(figures, lambdas, bundle.spec.lambdas, config)
+    transfer, transfer_warnings = _transfer(measured)
     report = Report(
-        environment=environment,
+        environment=_with_engine_versions(environment, measured),
         settings={
             **config.to_json(),
-            "throughput_workers": _num_workers(config),
+            **_meanings(config),
+            "throughput_workers": num_workers(config),
             "widths": list(widths),
             "lambdas": list(lambdas),
             "lambda_knots": list(bundle.spec.lambdas),
             "images": image_source,
             "attacks": attack_settings(packs, config),
-            "latency": "host time of Runner.infer, numpy arrays in and out",
-            "throughput": "one single-threaded request in flight per worker",
-            "percentiles": "linear interpolation between order statistics",
+            "nodes": {one.figures.artifact.file: one.nodes for one in measured if one.nodes},
         },
         bundle=BundleId(run=bundle.run, checkpoint_sha256=bundle.checkpoint_sha256),
         rows=rows,
         lambda_cost=cost,
         lambda_flatness=flatness,
         samples_file=None,
-        warnings=(NOT_SAVED, *(packs.warnings if packs is not None else ())),
-        transfer=_transfer(measured),
+        warnings=(NOT_SAVED, *(packs.warnings if packs else ()), *transfer_warnings),
+        transfer=transfer,
+        profile=tuple(profile for one in measured for profile in one.profiles),
     )
     return report, tuple(one for figure in figures for one in figure.samples.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Measured:
+    """All that was found out about one artifact."""
+
+    figures: Figures
+    outcomes: dict[float, Outcome]
+    """By λ."""
+    profiles: tuple[ArtifactProfile, ...]
+    versions: dict[str, str]
+    nodes: dict[str, int]
+    """Of a file in ONNX Runtime on a GPU: nodes by provider."""
 
 
 def _measure_all(
@@ -95,14 +115,15 @@ def _measure_all(
     lambdas: Sequence[float],
     config: BenchConfig,
     progress: Progress | None,
-) -> list[tuple[Figures, dict[float, Outcome]]]:
+    say: Say,
+) -> list[_Measured]:
     def lambdas_of(artifact: Artifact) -> Sequence[float]:
         return lambdas if artifact.pinned_lambda is None else (artifact.pinned_lambda,)
 
     with ExitStack() as stack:
         runners = [
             stack.enter_context(
-                open_artifact(bundle, artifact, device=config.device, threads=config.threads)
+                open_runner_of(bundle, artifact, config, threads=config.threads, say=say)
             )
             for artifact in artifacts
         ]
@@ -111,7 +132,7 @@ def _measure_all(
             for artifact, runner in zip(artifacts, runners, strict=True)
         ]
         stages = Stages(progress, _guesses_s(config, accuracy_s))
-        samples = _latency(artifacts, runners, images, config, stages.begin("latency"))
+        samples = latency_samples(artifacts, runners, images, config, stages.begin("latency"))
         outcomes = []
         for artifact, runner in zip(artifacts, runners, strict=True):
             label = f"accuracy {artifact.file}"
@@ -126,104 +147,112 @@ def _measure_all(
                     label=label,
                 )
             )
-    figures = []
-    for artifact, runner, by_lambda in zip(artifacts, runners, outcomes, strict=True):
+        profiles = [
+            _profiles(artifact, runner, images, config, stages)
+            for artifact, runner in zip(artifacts, runners, strict=True)
+        ]
+        nodes = [getattr(runner, "node_counts", {}) for runner in runners]
+    measured = []
+    for index, (artifact, runner) in enumerate(zip(artifacts, runners, strict=True)):
         stages.begin(f"throughput {artifact.file}")
-        throughput_ips = _throughput(bundle, artifact, images, config)
+        throughput = throughput_ips(bundle, artifact, images, config)
         stages.begin(f"memory {artifact.file}")
-        figures.append(
-            Figures(
-                artifact=artifact,
-                backend=runner.backend,
-                precision=runner.precision,
-                samples=samples[artifact.file],
-                throughput_ips=throughput_ips,
-                memory=measure_memory(
-                    bundle, artifact, batches=config.batches, threads=config.threads
-                ),
-                accuracy={lam: outcome.accuracy() for lam, outcome in by_lambda.items()},
-                pack_lambdas=() if packs is None else packs.lambdas(artifact.width),
+        figures = Figures(
+            artifact=artifact,
+            backend=runner.backend,
+            precision=runner.precision,
+            samples=samples[artifact.file],
+            throughput_ips=throughput,
+            memory=measure_memory(
+                bundle,
+                artifact,
+                batches=config.batches,
+                threads=config.threads,
+                device=config.device,
+                cuda_graph=config.cuda_graph,
+            ),
+            accuracy={lam: outcome.accuracy() for lam, outcome in outcomes[index].items()},
+            pack_lambdas=() if packs is None else packs.lambdas(artifact.width),
+            on_gpu=config.device != "cpu",
+            remarks=runner.remarks,
+        )
+        measured.append(
+            _Measured(
+                figures=figures,
+                outcomes=outcomes[index],
+                profiles=profiles[index],
+                versions=runner.versions,
+                nodes=nodes[index],
             )
         )
     stages.finish()
-    return list(zip(figures, outcomes, strict=True))
+    return measured
+
+
+def _profiles(
+    artifact: Artifact,
+    runner: Runner,
+    images: Mapping[int, Float32],
+    config: BenchConfig,
+    stages: Stages,
+) -> tuple[ArtifactProfile, ...]:
+    """Of a file that takes λ as an input, if layers are asked for."""
+    if not config.profile:
+        return ()
+    stages.begin(f"layers {artifact.file}")
+    if artifact.pinned_lambda is not None:
+        return ()
+    return profile_artifact(artifact, runner, images, runs=config.profile_runs)
 
 
 def _transfer(
-    measured: Sequence[tuple[Figures, dict[float, Outcome]]],
-) -> tuple[TransferGrid, ...]:
-    """Grids whose targets are the files that take λ as an input, one per width."""
-    targets: dict[OperatingPoint, Outcome] = {}
-    for figure, outcomes in measured:
-        if figure.artifact.pinned_lambda is None:
-            for lam, outcome in outcomes.items():
-                targets.setdefault(OperatingPoint(figure.artifact.width, lam), outcome)
-    return transfer_grids(targets)
+    measured: Sequence[_Measured],
+) -> tuple[tuple[TransferGrid, ...], tuple[str, ...]]:
+    """Grids whose targets are the files that take λ as an input, one per width; and a warning."""
+    files: dict[float, list[_Measured]] = {}
+    for one in measured:
+        if one.figures.artifact.pinned_lambda is None:
+            files.setdefault(one.figures.artifact.width, []).append(one)
+    targets = {
+        OperatingPoint(width, lam): outcome
+        for width, (first, *_) in files.items()
+        for lam, outcome in first.outcomes.items()
+    }
+    grids = transfer_grids(targets)
+    shown = ", ".join(first.figures.artifact.file for first, *others in files.values() if others)
+    if not grids or not shown:
+        return grids, ()
+    return grids, (f"transfer: of several files of a width the grids are of {shown}",)
 
 
-def _latency(
-    artifacts: Sequence[Artifact],
-    runners: Sequence[Runner],
-    images: Mapping[int, Float32],
-    config: BenchConfig,
-    progress: Progress,
-) -> dict[str, dict[int, LatencySamples]]:
-    """Samples by file and batch; all of them take turns."""
-    keys: list[tuple[str, int]] = []
-    measurables: list[Measurable] = []
-    for artifact, runner in zip(artifacts, runners, strict=True):
-        for batch in config.batches:
-            keys.append((artifact.file, batch))
-            measurables.append(
-                Measurable(
-                    name=f"{artifact.file} batch {batch}",
-                    call=_request(runner, images[batch]),
-                    num_lambdas=_num_lambdas(runner),
-                )
-            )
-    found: dict[str, dict[int, LatencySamples]] = {artifact.file: {} for artifact in artifacts}
-    measured = measure(measurables, config, progress=progress)
-    for (file, batch), samples in zip(keys, measured, strict=True):
-        found[file][batch] = samples
-    return found
+def _meanings(config: BenchConfig) -> dict[str, Any]:
+    """What the figures are, in words."""
+    words = {
+        "latency": "host time of Runner.infer, numpy arrays in and out",
+        "throughput": "one single-threaded request in flight per worker",
+        "percentiles": "linear interpolation between order statistics",
+    }
+    if config.device != "cpu":
+        words["latency"] += ", copies to the device and back included"
+        words["device_ms"] = (
+            "of the same requests by the device's own events: h2d copies image and λ, compute "
+            "runs the network, d2h copies the logits"
+        )
+        words["throughput"] = "one request in flight per worker, each on a runner of its own"
+        words["gpu_memory_mb"] = "what opening and running adds to the memory in use on the GPU"
+    return words
 
 
-def _throughput(
-    bundle: Bundle, artifact: Artifact, images: Mapping[int, Float32], config: BenchConfig
-) -> dict[int, float]:
-    """Images per second by batch; the workers share the cores, so each request has one thread."""
-    found = {}
-    with open_artifact(bundle, artifact, device=config.device, threads=1) as runner:
-        for batch in config.batches:
-            found[batch] = measure_throughput(
-                _request(runner, images[batch]),
-                num_lambdas=_num_lambdas(runner),
-                batch=batch,
-                workers=_num_workers(config),
-                min_seconds=config.throughput_seconds,
-                warmup_s=config.warmup_min_s,
-            ).images_per_s
-    return found
-
-
-def _request(runner: Runner, images: Float32) -> Callable[[int], None]:
-    """One request; λ arrays are made beforehand, so that only `infer` is timed."""
-    pinned = runner.io.pinned_lambda
-    lambdas = runner.io.lambdas if pinned is None else (pinned,)
-    lam_arrays = [np.full(len(images), lam, dtype=np.float32) for lam in lambdas]
-
-    def call(lambda_index: int) -> None:
-        runner.infer(images, lam_arrays[lambda_index])
-
-    return call
-
-
-def _num_lambdas(runner: Runner) -> int:
-    return len(runner.io.lambdas) if runner.io.pinned_lambda is None else 1
-
-
-def _num_workers(config: BenchConfig) -> int:
-    return config.throughput_workers or available_cores()
+def _with_engine_versions(environment: Environment, measured: Sequence[_Measured]) -> Environment:
+    """With what the engines say they run on: a system's TensorRT need not be a pip package."""
+    found = {
+        name.replace("_", "-"): version
+        for one in measured
+        if one.figures.artifact.format in LIBRARIES
+        for name, version in one.versions.items()
+    }
+    versions = {**environment.library_versions, **found}
+    return dataclasses.replace(environment, library_versions=versions)
 
 
 def _guesses_s(config: BenchConfig, accuracy_s: Sequence[float]) -> list[float]:
@@ -232,4 +261,10 @@ def _guesses_s(config: BenchConfig, accuracy_s: Sequence[float]) -> list[float]:
     per_cell_s = 2 * config.warmup_min_s + config.min_seconds + config.rounds * config.rewarm_s
     latency_s = num_artifacts * len(config.batches) * per_cell_s
     throughput_s = len(config.batches) * (config.warmup_min_s + config.throughput_seconds)
-    return [latency_s, *accuracy_s, *[throughput_s, MEMORY_GUESS_S] * num_artifacts]
+    profile_s = [PROFILE_GUESS_S] * (num_artifacts if config.profile else 0)
+    return [
+        latency_s,
+        *accuracy_s,
+        *profile_s,
+        *[throughput_s, MEMORY_GUESS_S] * num_artifacts,
+    ]

@@ -43,7 +43,11 @@ class LatencyMs:
     @classmethod
     def from_ns(cls, latency_ns: Int64) -> LatencyMs:
         """Summarise one or more samples, in nanoseconds."""
-        ms = latency_ns / NS_PER_MS
+        return cls.from_ms(latency_ns / NS_PER_MS)
+
+    @classmethod
+    def from_ms(cls, ms: Float64) -> LatencyMs:
+        """Summarise one or more samples, in milliseconds."""
         mean = float(ms.mean())
         return cls(
             mean=mean,
@@ -77,6 +81,23 @@ class LatencyMs:
                 "stop other programs and fix the clocks"
             )
         return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceMs:
+    """Where a request's time goes on the device, by its own events, in milliseconds."""
+
+    h2d: LatencyMs
+    """Image and λ to the device."""
+    compute: LatencyMs
+    d2h: LatencyMs
+    """Logits to the host."""
+
+    @classmethod
+    def from_samples(cls, device_ms: Float64) -> DeviceMs:
+        """Summarise samples (n, 3)."""
+        h2d, compute, d2h = (LatencyMs.from_ms(column) for column in device_ms.T)
+        return cls(h2d=h2d, compute=compute, d2h=d2h)
 
 
 def percentile(samples: npt.NDArray[np.floating], q: int) -> float | None:

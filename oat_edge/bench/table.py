@@ -7,16 +7,33 @@ from oat_edge.bench.report import Report, Row
 HEADERS = (
     "Width", "λ", "Batch", "p50 ms", "p99 ms", "img/s", "MB", "SA %", "RA %", "Front", "Status",
 )  # fmt: skip
+# Where files of several formats or precisions are compared.
+KIND = "Kind"
 UNKNOWN = "–"
+EMULATED = "~"
+SHORT = {"trt-rtx": "rtx"}
 
 
 def rows_for_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Headers, and one list of strings per row; "–" is what is not known.
 
     SA: standard accuracy. RA: worst-case robust accuracy. Front "●": Pareto-optimal in its batch.
+    Kind: format and precision, if the report has several; "~": emulated in float32.
     """
     knob = {row.artifact for row in report.knob_rows}
-    return list(HEADERS), [_cells(row, row.artifact not in knob) for row in report.rows]
+    headers = list(HEADERS)
+    rows = [_cells(row, row.artifact not in knob) for row in report.rows]
+    if len(report.kinds) > 1:
+        headers.insert(1, KIND)
+        for cells, row in zip(rows, report.rows, strict=True):
+            cells.insert(1, short_kind(row.kind))
+    return headers, rows
+
+
+def short_kind(kind: tuple[str, str]) -> str:
+    """Format and precision in at most ten characters: "rtx fp16", "onnx fp16~"."""
+    format, precision = kind
+    return f"{SHORT.get(format, format)} {precision.replace('-emulated', EMULATED)}"
 
 
 def _cells(row: Row, pinned: bool) -> list[str]:
@@ -24,10 +41,10 @@ def _cells(row: Row, pinned: bool) -> list[str]:
         f"{row.width:g}",
         f"{row.lam:g} pinned" if pinned else f"{row.lam:g}",
         str(row.batch),
-        _figures(row.latency_ms.p50),
-        _figures(row.latency_ms.p99),
-        _figures(row.throughput_ips),
-        _figures(row.memory_mb),
+        figures(row.latency_ms.p50),
+        figures(row.latency_ms.p99),
+        figures(row.throughput_ips),
+        figures(row.memory_mb),
         _percent(row.standard_accuracy),
         _percent(row.worst),
         {True: "●", False: "", None: UNKNOWN}[row.pareto],
@@ -35,7 +52,7 @@ def _cells(row: Row, pinned: bool) -> list[str]:
     ]
 
 
-def _figures(value: float | None) -> str:
+def figures(value: float | None) -> str:
     """Three significant figures without exponent: 0.0412, 3.14, 271, 12,345."""
     if value is None:
         return UNKNOWN

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from oat_edge.bench.latency import NS, Clock
@@ -30,45 +31,66 @@ class Throughput:
 
 
 def measure_throughput(
-    call: Callable[[int], None],
+    calls: Sequence[Callable[[int], None]],
     *,
     num_lambdas: int,
     batch: int,
-    workers: int,
     min_seconds: float,
     warmup_s: float = 0.0,
     clock: Clock = time.perf_counter_ns,
 ) -> Throughput:
-    """Keep `workers` threads busy, one request in flight each, for at least `min_seconds`.
+    """Keep a thread per call busy, one request in flight each, for at least `min_seconds`.
 
-    call: runs one request of `batch` images at the λ of an index; it must be thread safe and
-    release the interpreter's lock. λ goes round in every worker. An error in a worker is raised.
+    calls: one per worker, each of which runs one request of `batch` images at the λ of an index;
+    they must release the interpreter's lock, and the same one given twice must be thread safe.
+    A worker warms up in the thread that measures, and all begin at once. λ goes round in every
+    worker. An error in a worker is raised.
     """
+    start_ns = 0
 
-    def work(worker: int, start_ns: int, seconds: float, min_requests: int) -> tuple[int, int]:
+    def begin() -> None:
+        nonlocal start_ns
+        start_ns = clock()
+
+    ready = threading.Barrier(len(calls), action=begin)
+
+    def requests(worker: int, since_ns: int, seconds: float, min_requests: int) -> tuple[int, int]:
         num_requests = 0
         while True:
-            call((worker + num_requests) % num_lambdas)
+            calls[worker]((worker + num_requests) % num_lambdas)
             num_requests += 1
             now_ns = clock()
-            if num_requests >= min_requests and now_ns - start_ns >= seconds * NS:
+            if num_requests >= min_requests and now_ns - since_ns >= seconds * NS:
                 return num_requests, now_ns
 
-    def all_workers(seconds: float, min_requests: int) -> tuple[int, int]:
-        start_ns = clock()
-        futures = [
-            pool.submit(work, worker, start_ns, seconds, min_requests) for worker in range(workers)
-        ]
-        results = [future.result() for future in futures]
-        last_ns = max(end_ns for _, end_ns in results)
-        return sum(num_requests for num_requests, _ in results), last_ns - start_ns
+    def work(worker: int) -> tuple[int, int]:
+        try:
+            requests(worker, clock(), warmup_s, WARMUP_REQUESTS)
+        except BaseException:
+            ready.abort()  # nobody waits for this worker
+            raise
+        ready.wait()
+        return requests(worker, start_ns, min_seconds, 1)
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="throughput") as pool:
-        all_workers(warmup_s, WARMUP_REQUESTS)
-        num_requests, wall_ns = all_workers(min_seconds, 1)
+    with ThreadPoolExecutor(len(calls), thread_name_prefix="throughput") as pool:
+        futures = [pool.submit(work, worker) for worker in range(len(calls))]
+    results = _results(futures)
+    last_ns = max(end_ns for _, end_ns in results)
     return Throughput(
-        images=num_requests * batch, wall_s=wall_ns / NS, workers=workers, batch=batch
+        images=sum(num_requests for num_requests, _ in results) * batch,
+        wall_s=(last_ns - start_ns) / NS,
+        workers=len(calls),
+        batch=batch,
     )
+
+
+def _results(futures: Sequence[Future[tuple[int, int]]]) -> list[tuple[int, int]]:
+    """What the workers returned; raises the first error that is not just another's."""
+    errors = [future.exception() for future in futures]
+    real = [e for e in errors if e is not None and not isinstance(e, threading.BrokenBarrierError)]
+    for error in real:
+        raise error
+    return [future.result() for future in futures]
 
 
 def available_cores() -> int:

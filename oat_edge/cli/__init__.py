@@ -10,6 +10,7 @@ import typer
 
 from oat_edge import __version__
 from oat_edge.cli.bench import bench
+from oat_edge.cli.compare import compare
 from oat_edge.cli.console import error_console
 from oat_edge.cli.demo import demo
 from oat_edge.cli.doctor import doctor
@@ -33,7 +34,7 @@ app = typer.Typer(
 UsageError: Any = typer.BadParameter.__base__
 INTERRUPTED = 130
 
-for command in (train, export, bench, inspect, doctor, demo):
+for command in (train, export, bench, compare, inspect, doctor, demo):
     app.command()(command)
 app.command("eval")(evaluate)
 

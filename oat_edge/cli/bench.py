@@ -18,13 +18,14 @@ from oat_edge.bench.report import save_report, write_csv
 from oat_edge.bench.run import bench_bundle
 from oat_edge.bench.style import check_suffix
 from oat_edge.bundle import Bundle
-from oat_edge.cli.console import bar, output_console
+from oat_edge.cli.console import bar, output_console, steps
 from oat_edge.cli.options import JsonFile, Seed, Width
 from oat_edge.cli.summary import print_report
 from oat_edge.errors import InputError, UnstableError
 from oat_edge.files import check_replaceable, write_json
 from oat_edge.operating_point import parse_list, select
 from oat_edge.require import require
+from oat_edge.runtime.artifacts import widths_for
 
 if TYPE_CHECKING:
     from oat_edge.bench.report import Report
@@ -34,8 +35,24 @@ def bench(
     bundle: Annotated[Path, typer.Option(metavar="BUNDLE", help="Bundle folder.")] = Path(
         "bundles/latest"
     ),
-    device: Annotated[str, typer.Option(help="cpu; this version measures no other.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu, or cuda for an NVIDIA GPU (a Jetson's too).")
+    ] = "cpu",
     width: Width = "all",
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Formats: onnx,trt,trt-rtx.",
+            show_default="onnx on a CPU; engines on a GPU, onnx if there are none",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Precisions: fp32,fp16,int8.", show_default="all that suit"
+        ),
+    ] = None,
     lam: Annotated[
         str, typer.Option("--lambda", metavar="LIST", help="λ to report: 0,0.3,1 | knots.")
     ] = "knots",
@@ -57,6 +74,12 @@ def bench(
     queries: Annotated[
         int, typer.Option(min=1, help="Square's queries per image and operating point.")
     ] = 1000,
+    no_cuda_graph: Annotated[
+        bool, typer.Option("--no-cuda-graph", help="On a GPU, start each kernel by itself.")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also take the times of layers.")
+    ] = False,
     no_transfer: Annotated[
         bool, typer.Option("--no-transfer", help="Replay packs only where they were crafted for.")
     ] = False,
@@ -79,13 +102,19 @@ def bench(
     config = make(
         device=device,  # type: ignore[arg-type]
         batches=_batches(batch),
+        formats=_names(format),
+        precisions=_names(precision),
+        cuda_graph=not no_cuda_graph,
+        profile=profile,
         threads=threads,
-        attacks=tuple(dict.fromkeys(name.strip() for name in attack.split(","))),
+        attacks=_names(attack) or (),
         transfer=not no_transfer,
         queries=queries,
         seed=seed,
     )
-    widths = tuple(sorted({artifact.width for artifact in opened.of_format("onnx")}))
+    chosen = {"formats": config.formats, "precisions": config.precisions}
+    # With nothing that fits, what is said of the first width holds for all.
+    widths = widths_for(opened, device=device, **chosen) or opened.spec.widths
     lambdas = opened.spec.lambdas if lam.strip() == "knots" else parse_list(lam, "lambda")
     # What would fail after minutes of measuring fails now.
     for file in (None if json in (None, "-") else Path(json), csv, plot):
@@ -130,6 +159,12 @@ def run_bench(
     if console.is_terminal:
         with bar(console) as progress:
             task = progress.add_task("bench", total=None)
+
+            def building(text: str, share: float = 0.0) -> None:
+                if not share:
+                    progress.reset(task)  # each build has its own time left
+                progress.update(task, completed=share, total=1.0, description=text)
+
             report, samples = bench_bundle(
                 bundle,
                 config,
@@ -138,10 +173,12 @@ def run_bench(
                 progress=lambda done_s, total_s, label: progress.update(
                     task, completed=done_s, total=total_s, description=label
                 ),
+                say=building,
             )
     else:
         console.print(f"bench of {bundle.path.name} on {config.device} …", markup=False)
-        report, samples = bench_bundle(bundle, config, widths=widths, lambdas=lambdas)
+        with steps(console) as say:
+            report, samples = bench_bundle(bundle, config, widths=widths, lambdas=lambdas, say=say)
     path = bundle.path / "report.json"
     report = save_report(report, samples, path)
     print_report(report, console)
@@ -174,6 +211,11 @@ def _check_plot(plot: Path, bundle: Bundle) -> None:
             "oat-edge export"
         )
     require("matplotlib", purpose="drawing plots")
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """ "a, b" as ("a", "b"), each once."""
+    return None if text is None else tuple(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
 def _batches(text: str) -> tuple[int, ...]:

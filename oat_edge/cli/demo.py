@@ -30,7 +30,7 @@ def demo(
 
     from oat_edge.bench.config import BenchConfig
     from oat_edge.cli.export import run_export
-    from oat_edge.exporters.export import ExportConfig
+    from oat_edge.exporters.config import ExportConfig
     from oat_edge.train.checkpoint import load_checkpoint
 
     started = time.monotonic()

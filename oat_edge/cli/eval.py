@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from oat_edge.bench.heatmap import transfer_paths
+from oat_edge.bench.inputs import check_device
 from oat_edge.bench.style import check_suffix
 from oat_edge.bundle import MANIFEST, Bundle
 from oat_edge.cli.console import bar, output_console
@@ -26,6 +27,7 @@ from oat_edge.evaluation.report import REPORT, SAMPLES, Evaluation
 from oat_edge.files import check_replaceable, write_json
 from oat_edge.operating_point import parse_list, select
 from oat_edge.require import require
+from oat_edge.runtime.artifacts import widths_for
 
 if TYPE_CHECKING:
     from oat_edge.config import NetworkSpec
@@ -62,7 +64,7 @@ def evaluate(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget what an earlier evaluation has done.")
     ] = False,
-    device: Annotated[str, typer.Option(help="Of a run: cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     json: JsonFile = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the figures, .png or .svg.")
@@ -97,9 +99,7 @@ def evaluate(
     if path.suffix in (".onnx", ".npz", ".json"):
         raise InputError(f"{path} is a file of a bundle: name the bundle's folder")
     if (path / MANIFEST).exists():
-        if device != "cpu":
-            raise InputError(f"device is '{device}': a bundle's files are evaluated on cpu")
-        folder, evaluation = _of_bundle(path, config, width, lam, fresh, console)
+        folder, evaluation = _of_bundle(path, config, width, lam, fresh, console, device=device)
     else:
         folder, evaluation = _of_run(
             path, config, width, lam, fresh, console,
@@ -120,19 +120,28 @@ def evaluate(
 
 
 def _of_bundle(
-    path: Path, config: EvalConfig, width: str, lam: str, fresh: bool, console: Console
+    path: Path,
+    config: EvalConfig,
+    width: str,
+    lam: str,
+    fresh: bool,
+    console: Console,
+    *,
+    device: str,
 ) -> tuple[Path, Evaluation]:
     from oat_edge.evaluation.engine import evaluate_bundle
 
+    check_device(device)
     bundle = Bundle.open(path)
     _check_writable(bundle.path)
-    widths = tuple(sorted({artifact.width for artifact in bundle.of_format("onnx")}))
+    widths = widths_for(bundle, device=device)
     with _progress(console) as progress:
         evaluation = evaluate_bundle(
             bundle,
             config,
             widths=select(width, widths, "width", every="all"),
             lambdas=_lambdas(lam, bundle.spec),
+            device=device,
             fresh=fresh,
             progress=progress,
         )

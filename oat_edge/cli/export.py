@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,9 +12,12 @@ from oat_edge.cli.console import make_console, plain_table, steps
 from oat_edge.cli.options import DataDir, Download, Seed, Width
 from oat_edge.errors import InputError
 from oat_edge.evaluation.config import ALIASES
-from oat_edge.exporters.export import ExportConfig, export_bundle
+from oat_edge.exporters.config import DEFAULT_PRECISION, ExportConfig
+from oat_edge.exporters.export import export_bundle
 from oat_edge.operating_point import select
 from oat_edge.require import require
+from oat_edge.runtime.artifacts import FORMATS
+from oat_edge.runtime.recipe import Recipe
 
 if TYPE_CHECKING:
     from oat_edge.bundle import Bundle
@@ -29,8 +32,13 @@ def export(
         Path, typer.Option(metavar="RUN", help="Run directory or checkpoint file.")
     ] = Path("runs/latest"),
     width: Width = "all",
-    format: Annotated[str, typer.Option(help="onnx.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="fp32.")] = "fp32",
+    format: Annotated[
+        str, typer.Option(help="onnx; trt or trt-rtx: also an engine of TensorRT or TensorRT-RTX.")
+    ] = "onnx",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32 or fp16.", show_default="fp32 for onnx, fp16 for engines"),
+    ] = None,
     pin_lambda: Annotated[
         float | None,
         typer.Option(help="Fold this λ into the weights instead of taking λ as an input."),
@@ -39,6 +47,31 @@ def export(
         bool,
         typer.Option(help="Also write the λ-pinned twin that bench measures the cost of λ with."),
     ] = True,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIN,OPT,MAX",
+            help="Engines: images per request, fewest, usual and most.",
+            show_default="1,8,32",
+        ),
+    ] = None,
+    opt_level: Annotated[
+        int | None, typer.Option(help="Engines: how long to look for fast kernels, 0 to 5.")
+    ] = None,
+    workspace_mb: Annotated[
+        int | None, typer.Option(help="Engines: most device memory that a layer may use.")
+    ] = None,
+    version_compatible: Annotated[
+        bool,
+        typer.Option("--version-compatible", help="Engines: later versions may load them."),
+    ] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Engines: weights can be replaced without a build.")
+    ] = False,
+    no_defer: Annotated[
+        bool,
+        typer.Option("--no-defer", help="Engines: an error if they cannot be built here and now."),
+    ] = False,
     attack: Annotated[
         str, typer.Option(help="Of the attack packs: pgd20, apgd or autoattack (slow).")
     ] = "pgd20",
@@ -58,17 +91,30 @@ def export(
 ) -> None:
     """Export each width as one ONNX file with λ as an input, checked against PyTorch.
 
+    With --format trt also an engine; where none can be built, bench builds it on the device.
     Each width also gets an attack pack: adversarial test images that bench replays on the engine.
     """
     require("torch", purpose="exporting")
     from oat_edge.train.checkpoint import load_checkpoint
 
-    if precision != "fp32":
-        raise InputError(f"precision is '{precision}': this version exports fp32")
+    if format not in FORMATS:
+        raise InputError(f"format is '{format}': expected {', '.join(FORMATS)}")
+    precision = precision or DEFAULT_PRECISION[format]
+    given = {
+        "batches": None if batch is None else _batches(batch),
+        "opt_level": opt_level,
+        "workspace_mb": workspace_mb,
+        "version_compatible": version_compatible or None,
+        "refit": refit or None,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    recipe = _recipe(format, precision, given, no_defer=no_defer)
     loaded = load_checkpoint(checkpoint)
     config = ExportConfig(
         widths=select(width, loaded.spec.widths, "width", every="all"),
-        format=format,
+        precision=precision,
+        recipe=recipe,
+        defer=not no_defer,
         pin_lambda=pin_lambda,
         floor=floor,
         attack=ALIASES.get(attack, attack),
@@ -82,7 +128,31 @@ def export(
         dataset = load_test_data(loaded, data_dir=data_dir, download=download)
     out = out or BUNDLES / loaded.run
     run_export(loaded, config, out, dataset, console)
-    console.print(f"next: oat-edge bench{'' if out.parent == BUNDLES else f' --bundle {out}'}")
+    options = "" if out.parent == BUNDLES else f" --bundle {out}"
+    options += "" if recipe is None else " --device cuda"
+    console.print(f"next: oat-edge bench{options}")
+
+
+def _recipe(format: str, precision: str, given: dict[str, Any], *, no_defer: bool) -> Recipe | None:
+    """How engines are built; None for plain ONNX, which none of the engine's options fit."""
+    if format != "onnx":
+        return Recipe(format=format, precision=precision, **given)
+    wrong = [*given, *(["no_defer"] if no_defer else [])]
+    if wrong:
+        options = ", ".join(
+            "--" + name.replace("batches", "batch").replace("_", "-") for name in wrong
+        )
+        raise InputError(f"{options}: of engines only, format is 'onnx': --format trt")
+    return None
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    """Read "1,8,32", or "8" for engines that take just that many."""
+    try:
+        batches = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"batch is '{text}': expected whole numbers such as 1,8,32") from None
+    return batches * 3 if len(batches) == 1 else batches
 
 
 def load_test_data(checkpoint: Checkpoint, *, data_dir: Path | None, download: bool) -> Dataset:
@@ -117,10 +187,12 @@ def run_export(
         bundle = export_bundle(checkpoint, config, out, dataset=dataset, say=say)
     table = plain_table(f"Bundle {out}", ["file", "width", "λ", "MB", "max |Δlogit|"])
     for artifact in sorted(bundle.artifacts, key=lambda a: (a.width, a.file)):
-        megabytes = (bundle.path / artifact.file).stat().st_size / 1e6
         lam = "input" if artifact.pinned_lambda is None else f"{artifact.pinned_lambda:g}"
         parity = f"{artifact.parity['max_abs_diff']:.1e}" if artifact.parity else "–"
         lam = "knots" if artifact.format == "attacks" else lam
-        table.add_row(artifact.file, f"{artifact.width:g}", lam, f"{megabytes:.2f}", parity)
+        size = "deferred"
+        if not artifact.deferred:
+            size = f"{(bundle.path / artifact.file).stat().st_size / 1e6:.2f}"
+        table.add_row(artifact.file, f"{artifact.width:g}", lam, size, parity)
     console.print(table)
     return bundle

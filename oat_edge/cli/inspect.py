@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from oat_edge.bundle import MANIFEST, Bundle
+from oat_edge.bundle import MANIFEST, Artifact, Bundle
 from oat_edge.cli.console import make_console, plain_table
 from oat_edge.config import NetworkSpec
 from oat_edge.errors import InputError
+from oat_edge.runtime.recipe import Recipe
 
 CHECKPOINT = "checkpoint.safetensors"
 # The types that a checkpoint holds: in its file, and as torch names them.
@@ -42,8 +43,9 @@ def _show_bundle(bundle: Bundle, console: Console) -> None:
     damaged: list[InputError] = []
     for artifact in bundle.artifacts:
         try:
-            bundle.checked_path(artifact)
-            state = f"{artifact.sha256[:12]} ok"
+            if not artifact.deferred:
+                bundle.checked_path(artifact)
+            state = "deferred" if artifact.deferred else f"{artifact.sha256[:12]} ok"
         except InputError as error:
             damaged.append(error)
             state = "DAMAGED"
@@ -54,12 +56,30 @@ def _show_bundle(bundle: Bundle, console: Console) -> None:
             artifact.format,
             f"{artifact.width:g}",
             lam,
-            artifact.precision_observed,
+            artifact.precision_observed or f"{artifact.precision_requested} asked for",
             state,
         )
     console.print(table)
+    for artifact in bundle.artifacts:
+        if artifact.recipe is not None:
+            console.print(_engine_line(artifact), markup=False)
     if damaged:
         raise damaged[0]
+
+
+def _engine_line(artifact: Artifact) -> str:
+    """What an engine is built from, how, and for which device."""
+    recipe = Recipe.from_json(artifact.recipe)
+    low, usual, high = recipe.batches
+    made = (
+        f"for {artifact.device_key}"
+        if artifact.device_key
+        else "on the device, by `oat-edge bench`"
+    )
+    return (
+        f"{artifact.file}: {recipe.precision} from {artifact.source}, {low} to {high} images per "
+        f"request (best at {usual}), built {made}"
+    )
 
 
 def _show_checkpoint(file: Path, console: Console) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from oat_edge.bench.table import rows_for_table
+from oat_edge.bench.table import EMULATED, KIND, figures, rows_for_table, short_kind
 from oat_edge.cli.console import plain_table
 from oat_edge.evaluation.accuracy import wilson_interval
 from oat_edge.evaluation.pack_set import TRANSFER, WORST
@@ -16,21 +16,23 @@ from oat_edge.evaluation.transfer import largest_gain
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from oat_edge.bench.environment import Environment
+    from oat_edge.bench.profile import ArtifactProfile
     from oat_edge.bench.report import Report, Row
     from oat_edge.evaluation.transfer import TransferGrid
 
 # Of every row of this version; the report says it, the screen need not.
 SILENT = "energy_mj"
+SLOWEST = 10
+# Columns of a table that fits into 100.
+LONGEST_NAME, LONGEST_KIND = 56, 20
 # A figure, not the 95 of p95.
 NUMBER = re.compile(r"(?<![A-Za-z\d.])\d+(\.\d+)?")
 
 
 def print_report(report: Report, console: Console) -> None:
     """Print everything a person needs before using a figure."""
-    environment = report.environment
-    model = environment.device.model or environment.device.machine
-    libraries = ", ".join(f"{name} {v}" for name, v in environment.library_versions.items())
-    console.print(f"{model}, {environment.device.cores} cores; {libraries}", markup=False)
+    console.print(_where(report.environment), markup=False)
     console.print(_table(report))
     lines = [
         f"SA: standard accuracy. RA: robust accuracy, {_attacks(report)}.",
@@ -38,14 +40,32 @@ def print_report(report: Report, console: Console) -> None:
         "Front ●: in its batch no setting is as good in p50, SA and RA and better in one of them.",
     ]
     lines += _reach(report)
+    if any(EMULATED in short_kind(kind) for kind in report.kinds):
+        lines.append(f"{EMULATED}: computed in float32 between casts, not in what the file holds.")
     for line in lines:
         console.print(line, style="dim", markup=False)
-    for line in [*_lambda_cost(report), _flatness(report), *_transfer(report)]:
+    found = [*_lambda_cost(report), _flatness(report), *_on_device(report), *_transfer(report)]
+    for line in found:
         console.print(line, markup=False)
+    for profile in _largest(report.profile):
+        console.print()
+        console.print(_layers(profile))
     for text in report.warnings:
         console.print(f"warning: {text}", style="yellow", markup=False)
     for line in _warnings(report):
         console.print(f"warning: {line}", style="yellow", markup=False)
+
+
+def _where(environment: Environment) -> str:
+    """Processor and libraries."""
+    device = environment.device
+    text = f"{device.model or device.machine}, "
+    if device.kind != "cpu":
+        text += f"sm {device.compute_capability}, CUDA {device.cuda}"
+        text += f", driver {environment.driver}" if environment.driver else ""
+        text += f"; {device.host or device.machine}, "
+    libraries = ", ".join(f"{name} {v}" for name, v in environment.library_versions.items())
+    return f"{text}{device.cores} cores; {libraries}"
 
 
 def _reach(report: Report) -> list[str]:
@@ -75,7 +95,7 @@ def _attacks(report: Report) -> str:
 
 def _table(report: Report) -> object:
     headers, rows = rows_for_table(report)
-    table = plain_table(None, headers)
+    table = plain_table(None, headers, left=1 + headers.count(KIND))
     previous = rows[0][0] if rows else ""
     for row in rows:
         if row[0] != previous:
@@ -86,16 +106,60 @@ def _table(report: Report) -> object:
 
 
 def _lambda_cost(report: Report) -> list[str]:
-    """One line per width: "λ as an input costs, width 0.5: 1.04x at batch 1, …"."""
-    lines: dict[float, list[str]] = {}
+    """One line per width (and kind): "λ as an input costs, width 0.5: 1.04x at batch 1, …"."""
+    lines: dict[str, list[str]] = {}
     for cost in report.lambda_cost:
         ratio = f"{cost.ratio:.2f}x" if cost.ratio is not None else f"unknown ({cost.reason})"
         pinned = f" (λ={cost.pinned_lambda:g} pinned)" if cost.pinned_lambda is not None else ""
-        lines.setdefault(cost.width, []).append(f"{ratio} at batch {cost.batch}{pinned}")
-    return [
-        f"λ as an input costs, width {width:g}: {', '.join(parts)}"
-        for width, parts in lines.items()
-    ]
+        name = f"width {cost.width:g}"
+        name += f" {cost.format} {cost.precision}" if len(report.kinds) > 1 else ""
+        lines.setdefault(name, []).append(f"{ratio} at batch {cost.batch}{pinned}")
+    return [f"λ as an input costs, {name}: {', '.join(parts)}" for name, parts in lines.items()]
+
+
+def _on_device(report: Report) -> list[str]:
+    """Where the time goes, once per file and batch: rows that differ in λ share it."""
+    lines = {}
+    for row in report.knob_rows:
+        if row.device_ms is not None:
+            parts = row.device_ms.h2d, row.device_ms.compute, row.device_ms.d2h
+            h2d, compute, d2h = (figures(part.p50) for part in parts)
+            lines[row.artifact, row.batch] = (
+                f"On the device, {row.artifact}, batch {row.batch} (p50): {h2d} ms in, "
+                f"{compute} ms computing, {d2h} ms out"
+            )
+    return list(lines.values())
+
+
+def _largest(profiles: Sequence[ArtifactProfile]) -> list[ArtifactProfile]:
+    """Of each artifact the one of the largest batch."""
+    return list({one.artifact: one for one in sorted(profiles, key=lambda p: p.batch)}.values())
+
+
+def _layers(profile: ArtifactProfile) -> object:
+    """The slowest layers of one artifact."""
+    slowest = sorted(profile.layers, key=lambda layer: layer.ms, reverse=True)[:SLOWEST]
+    title = (
+        f"{profile.artifact}, batch {profile.batch}: the slowest of {len(profile.layers)} layers, "
+        f"{figures(profile.total_ms)} ms in all"
+    )
+    table = plain_table(title, ["Layer", "Kind", "ms", "Share %"], left=2)
+    for layer in slowest:
+        table.add_row(
+            cut(layer.name, LONGEST_NAME),
+            cut(layer.kind, LONGEST_KIND),
+            figures(layer.ms),
+            f"{100 * layer.share:.1f}",
+        )
+    return table
+
+
+def cut(text: str, most: int) -> str:
+    """`text` in at most `most` characters: names of layers differ at both ends."""
+    if len(text) <= most:
+        return text
+    head = most // 2
+    return f"{text[:head]}…{text[len(text) - (most - head - 1) :]}"
 
 
 def _flatness(report: Report) -> str:

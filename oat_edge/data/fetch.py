@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oat_edge.errors import InputError
-from oat_edge.files import sha256_file
+from oat_edge.files import cache_dir, sha256_file
 from oat_edge.require import require
 
 
@@ -79,12 +78,6 @@ def describe_files(source: Source, paths: Collection[Path]) -> dict[str, Any]:
             for path, digest in digests
         ]
     }
-
-
-def cache_dir() -> Path:
-    """Folder of downloaded data sets: $XDG_CACHE_HOME/oat-edge, by default ~/.cache/oat-edge."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "oat-edge"
 
 
 def _download(file: RemoteFile, folder: Path, what: str) -> Path:

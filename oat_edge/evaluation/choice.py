@@ -87,7 +87,7 @@ def choose(
     if not points:
         raise InputError(
             f"bundle {bundle.path.name} has nothing that can be evaluated "
-            f"({'; '.join(warnings) or 'no onnx files'}): oat-edge export"
+            f"({'; '.join(warnings) or 'no files'}): oat-edge export"
         )
     return Choice(packs=packs, attacks=attacks, points=points, warnings=warnings)
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from oat_edge import __version__
 from oat_edge.attacks.square import square_settings
-from oat_edge.bench.environment import collect
-from oat_edge.bench.inputs import check_lambdas, onnx_artifacts
+from oat_edge.bench.environment import Environment, collect
+from oat_edge.bench.inputs import check_lambdas
 from oat_edge.bench.report import BundleId
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.evaluation.cells import CELLS_FORMAT, CellStore
@@ -42,7 +42,7 @@ from oat_edge.evaluation.report import (
 )
 from oat_edge.evaluation.transfer import transfer_grids
 from oat_edge.operating_point import OperatingPoint
-from oat_edge.runtime import Runner, open_artifact
+from oat_edge.runtime import Runner, artifacts_for, open_artifact
 
 CELLS = "eval"
 NO_GRADIENTS = "an engine has no gradients; `oat-edge eval RUN` looks at those of its network"
@@ -55,18 +55,23 @@ def evaluate_bundle(
     *,
     widths: Sequence[float],
     lambdas: Sequence[float],
+    device: str = "cpu",
     fresh: bool = False,
     progress: Progress = silent,
 ) -> Evaluation:
     """Replay the bundle's attack packs on its files, and run Square against them.
 
+    device: "cpu", or "cuda" for the bundle's engines (its ONNX files where it has none).
+
     White-box attacks come from the packs, which were crafted on the folded network of the same
     weights; what they do to an engine that computes otherwise (quantised, say) is the transfer of
     an attack, and only Square sees the engine itself.
-    Raises `InputError` (no packs, an attack or a point that no pack holds, another ε).
+    Raises `InputError` (no packs, an attack or a point that no pack holds, another ε),
+    `DependencyError` (no GPU).
     """
     check_lambdas(bundle, lambdas)
-    artifacts = onnx_artifacts(bundle, widths)
+    environment = collect(device=device)
+    artifacts = artifacts_for(bundle, widths, device=device)
     choice = choose(bundle, artifacts, config, widths=widths, lambdas=lambdas)
     packs, attacks = choice.packs, choice.attacks
     meter = Meter(progress, sum(point.width for _, point in choice.points))
@@ -75,23 +80,28 @@ def evaluate_bundle(
     outcomes: dict[str, Outcome] = {}
     by_point: dict[OperatingPoint, Outcome] = {}
     cleared: set[Path] = set()
+
+    def building(text: str, share: float = 0.0) -> None:
+        progress(share, 1.0, text)
+
     for artifact in artifacts:
-        with open_artifact(bundle, artifact) as runner:
-            store = CellStore(bundle.path / CELLS, _key(bundle, packs, config, runner))
+        with open_artifact(bundle, artifact, device=device, say=building) as runner:
+            fitted = _fit(config, runner)
+            store = CellStore(bundle.path / CELLS, _key(bundle, packs, config, runner, environment))
             if fresh and store.folder not in cleared:  # files of one engine share a folder
                 store.clear()
                 cleared.add(store.folder)
             for point in (point for one, point in choice.points if one is artifact):
                 meter.begin(f"{artifact.file} λ={point.lam:g}", point.width, passes)
-                engine = _Engine(runner, artifact, point, packs, config, attacks, store, meter)
+                engine = _Engine(runner, artifact, point, packs, fitted, attacks, store, meter)
                 row, outcome = engine.run()
                 rows.append(row)
                 outcomes[row_name(artifact.file, point)] = outcome
                 if artifact.pinned_lambda is None:
-                    by_point[point] = outcome
+                    by_point.setdefault(point, outcome)  # of several formats the first
                 meter.end()
     report = EvalReport(
-        environment=collect(),
+        environment=environment,
         settings={
             "eps": packs.eps,
             "seed": config.seed,
@@ -112,12 +122,21 @@ def evaluate_bundle(
     return Evaluation(report=report, indices=packs.indices, labels=packs.labels, outcomes=outcomes)
 
 
-def _key(bundle: Bundle, packs: PackSet, config: EvalConfig, runner: Runner) -> dict[str, Any]:
+def _fit(config: EvalConfig, runner: Runner) -> EvalConfig:
+    """An engine takes no more images per request than it was built for."""
+    limit = runner.batch_limit
+    if limit is None or config.batch_size <= limit:
+        return config
+    return dataclasses.replace(config, batch_size=limit)
+
+
+def _key(
+    bundle: Bundle, packs: PackSet, config: EvalConfig, runner: Runner, environment: Environment
+) -> dict[str, Any]:
     """All that the content of a cell depends on, but for what its name says.
 
     The engine and the machine too: a bundle travels with its cells.
     """
-    environment = collect()
     return {
         "checkpoint_sha256": bundle.checkpoint_sha256,
         "indices": packs.indices.tolist(),

@@ -31,6 +31,28 @@ class RunnerIO:
     """λ folded into the weights; None: λ is an input."""
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceTimes:
+    """What one request took on the device, by its own events."""
+
+    h2d_ms: float
+    """Image and λ to the device."""
+    compute_ms: float
+    d2h_ms: float
+    """Logits to the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTime:
+    """One layer of an open artifact, as the back end runs it (fused layers are one)."""
+
+    name: str
+    kind: str
+    """Operator or kernel family, e.g. "Conv"."""
+    ms: float
+    """Mean over the profiled requests."""
+
+
 class Runner(ABC):
     """A context manager around one open artifact.
 
@@ -44,6 +66,10 @@ class Runner(ABC):
     device: str
     precision: str
     versions: dict[str, str]
+    batch_limit: int | None = None
+    """Most images per request; None: any number."""
+    remarks: tuple[str, ...] = ()
+    """What a figure of this runner must carry, e.g. "cuda_graph: not captured (…)"."""
     closed: bool = False
 
     def infer(self, image: Float32, lam: float | Float32 | None = None) -> Float32:
@@ -57,6 +83,11 @@ class Runner(ABC):
         if self.closed:
             raise InputError(f"this {self.backend} runner is closed: open it again")
         self._check_image(image)
+        if self.batch_limit is not None and len(image) > self.batch_limit:
+            raise InputError(
+                f"image holds {len(image)} images: this engine takes up to {self.batch_limit} "
+                "per request (export --batch)"
+            )
         lam_n = self._check_lambda(lam, len(image))
         # Back ends take plain memory: no negative strides, no broadcasts.
         return self._run(np.ascontiguousarray(image), np.ascontiguousarray(lam_n))
@@ -64,6 +95,18 @@ class Runner(ABC):
     @abstractmethod
     def _run(self, image: Float32, lam: Float32) -> Float32:
         """Run checked arrays: image (N, C, H, W), lam (N,), both float32 and contiguous."""
+
+    def device_times(self) -> DeviceTimes | None:
+        """Of the last request, where the device has a clock of its own; else None."""
+        return None
+
+    def profile(self, image: Float32, lam: Float32, *, runs: int) -> list[LayerTime]:
+        """Mean time of each layer over `runs` requests, in the order in which they run.
+
+        Takes what `infer` takes, λ as an array. It slows the requests down: never mixed with a
+        measurement of latency. Raises `InputError` where the back end cannot.
+        """
+        raise InputError(f"{self.backend} has no times of layers")
 
     def close(self) -> None:
         """Release what the back end holds; `infer` is over."""

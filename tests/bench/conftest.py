@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -14,8 +15,10 @@ from oat_edge.bench.config import BenchConfig
 from oat_edge.bench.run import bench_bundle
 from oat_edge.bundle import Artifact, Bundle, add_artifacts
 from oat_edge.config import NetworkSpec
+from oat_edge.errors import DependencyError
 from oat_edge.evaluation.pack import AttackPack
 from oat_edge.files import sha256_file
+from oat_edge.runtime.cuda import gpu
 
 CHECKPOINT = "c" * 64
 KNOTS = (0.0, 0.3, 1.0)
@@ -147,6 +150,59 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture
 def bare_bundle(tmp_path: Path) -> Bundle:
     return make_bundle(tmp_path / "bare", packs=False)
+
+
+@pytest.fixture
+def both_kinds(tmp_path: Path) -> Bundle:
+    """The same, with a λ-input file of width 0.5 whose product is in half precision."""
+    bundle = make_bundle(tmp_path / "both")
+    model = onnx.load(bundle.path / "w0.50-fp32.onnx")
+    halved = []
+    for node in model.graph.node:
+        if node.op_type != "MatMul":
+            halved.append(node)
+            continue
+        halved += [
+            helper.make_node("Cast", ["flat"], ["flat_half"], to=TensorProto.FLOAT16),
+            helper.make_node("Cast", ["W"], ["W_half"], to=TensorProto.FLOAT16),
+            helper.make_node("MatMul", ["flat_half", "W_half"], ["scores_half"]),
+            helper.make_node("Cast", ["scores_half"], ["scores"], to=TensorProto.FLOAT),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(halved)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, bundle.path / "w0.50-fp16.onnx")
+    artifact = Artifact(
+        file="w0.50-fp16.onnx",
+        sha256=sha256_file(bundle.path / "w0.50-fp16.onnx"),
+        format="onnx",
+        width=0.5,
+        precision_requested="fp16",
+        precision_observed="fp16",
+    )
+    add_artifacts(bundle.path, [artifact], run=bundle.run, checkpoint_sha256=CHECKPOINT, spec=SPEC)
+    return Bundle.open(bundle.path)
+
+
+@pytest.fixture
+def needs_gpu() -> None:
+    """Skips, with the reason, where there is none that ONNX Runtime could use."""
+    try:
+        gpu()
+    except DependencyError as error:
+        pytest.skip(str(error))
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has no CUDA provider: pip install 'oat-edge[gpu]'")
+
+
+@pytest.fixture
+def no_gpu() -> None:
+    """Skips where there is one."""
+    try:
+        found = gpu()
+    except DependencyError:
+        return
+    pytest.skip(f"this machine has a GPU ({found.name})")
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,7 @@ def test_quick_takes_changes():
         ({"attacks": ()}, "attacks are ''"),
         ({"attacks": ("pack", "pack")}, "attacks are 'pack,pack'"),
         ({"queries": 0}, "queries is 0"),
+        ({"profile_runs": 0}, "profile_runs is 0"),
     ],
 )
 def test_bad_values_are_named(change, match):

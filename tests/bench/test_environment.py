@@ -8,6 +8,8 @@ from datetime import datetime, timezone
 import pytest
 
 from oat_edge.bench.environment import board_name, collect, library_versions, nvidia_driver
+from oat_edge.errors import DependencyError
+from oat_edge.runtime.cuda import gpu
 
 X86 = """processor\t: 0
 model name\t: AMD EPYC 9B14
@@ -138,3 +140,17 @@ def test_this_machine(tmp_path):
     assert abs((datetime.now(timezone.utc) - stamp).total_seconds()) < 60
     versions = library_versions()
     assert {"oat-edge", "numpy", "onnxruntime"} <= set(versions)
+
+
+def test_a_gpu_that_is_not_there_is_not_described(no_gpu, tmp_path):
+    with pytest.raises(DependencyError, match="GPU"):
+        collect(sysroot=tmp_path, device="cuda")
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_the_device_and_the_cpu_its_host(needs_gpu):
+    here, found = collect(), collect(device="cuda")
+    assert found.device.kind == "cuda" and found.device.model == gpu().name
+    assert found.device.host == here.device.model and found.device.cores == here.device.cores
+    assert found.driver is not None or any("driver:" in text for text in found.warnings)
+    assert found.device.gpu_memory_mb > 0 and "." in found.device.compute_capability

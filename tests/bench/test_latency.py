@@ -20,6 +20,7 @@ from oat_edge.bench.latency import (
     measure,
     warm_up,
 )
+from oat_edge.runtime.runner import DeviceTimes
 
 
 class FakeTime:
@@ -32,7 +33,7 @@ class FakeTime:
     def __call__(self) -> int:
         return self.now_ns
 
-    def measurable(self, name, cost_ns, num_lambdas=1) -> Measurable:
+    def measurable(self, name, cost_ns, num_lambdas=1, device_times=None) -> Measurable:
         """cost_ns: int, or a function of (number of the call, λ index)."""
         num_calls = 0
 
@@ -42,7 +43,7 @@ class FakeTime:
             self.now_ns += cost_ns if isinstance(cost_ns, int) else cost_ns(num_calls, lambda_index)
             num_calls += 1
 
-        return Measurable(name=name, call=call, num_lambdas=num_lambdas)
+        return Measurable(name=name, call=call, num_lambdas=num_lambdas, device_times=device_times)
 
 
 def config(**changes):
@@ -253,3 +254,36 @@ def test_warm_up_needs_the_number_of_windows_it_was_told():
         return len(time.calls)
 
     assert [num_calls(windows) for windows in (2, 3, 5)] == [14, 21, 35]
+
+
+def test_times_on_the_device_are_those_of_the_recorded_requests_and_cost_no_latency():
+    time, asked = FakeTime(), []
+
+    def device_times():
+        time.now_ns += 7 * NS  # however long it takes to ask
+        asked.append(len(time.calls))
+        return DeviceTimes(1.0, float(len(time.calls)), 3.0)
+
+    one = time.measurable("a", 10_000_000, device_times=device_times)
+    (samples,) = measure([one], config(min_seconds=0.0, rewarm_s=0.0), clock=time)
+    assert set(samples.latency_ns.tolist()) == {10_000_000}
+    assert samples.device_ms.shape == (len(samples.latency_ns), 3)
+    # Each was asked for right after its own request, and warm-ups were not asked about.
+    assert samples.device_ms[:, 1].tolist() == asked
+    assert asked[0] > WINDOW_CALLS and len(asked) < len(time.calls)
+    assert samples.device_ms[:, [0, 2]].tolist() == [[1.0, 3.0]] * len(asked)
+
+
+@pytest.mark.parametrize("known", [0, 5])
+def test_a_device_without_a_clock_has_no_times(known):
+    """None for some requests only is no figure either: it would be a choice among them."""
+    time, num_asked = FakeTime(), 0
+
+    def device_times():
+        nonlocal num_asked
+        num_asked += 1
+        return DeviceTimes(1.0, 2.0, 3.0) if num_asked <= known else None
+
+    one = time.measurable("a", 10_000_000, device_times=device_times)
+    (samples,) = measure([one], config(min_seconds=0.0), clock=time)
+    assert samples.device_ms is None and num_asked == len(samples.latency_ns)

@@ -53,6 +53,7 @@ def test_weights_and_activations_are_found_again(heavy):
     opened, artifact = heavy
     cost = measure_memory(opened, artifact, batches=(1, 8), threads=1)
     assert cost.reason is None
+    assert cost.gpu_added_mb is cost.gpu_reason is None  # a CPU has no other memory
     # Weights once at least; a loader may hold the file's bytes and a packed copy besides.
     assert WEIGHTS_MB * 0.9 <= cost.added_mb[1] <= WEIGHTS_MB * 5
     activations_mb = WEIGHTS_MB / 16 * 8  # (8, rows) float32
@@ -82,3 +83,16 @@ def test_resident_memory_is_read_in_kib_and_given_in_mb(tmp_path):
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/status").write_text("VmPeak:\t  9 kB\nVmRSS:\t   125000 kB\n")
     assert resident_mb(tmp_path) == 128.0
+
+
+def test_gpu_memory_is_unknown_with_the_reason_of_the_child(bundle):
+    missing = dataclasses.replace(bundle.select(format="onnx", width=1.0), file="gone.onnx")
+    cost = measure_memory(bundle, missing, batches=(1, 2), device="cuda")
+    assert cost.gpu_added_mb == {1: None, 2: None} and "StopIteration" in cost.gpu_reason
+
+
+@pytest.mark.gpu
+def test_weights_are_found_again_in_the_memory_of_the_gpu(heavy, needs_gpu):
+    opened, artifact = heavy
+    cost = measure_memory(opened, artifact, batches=(1,), device="cuda")
+    assert cost.gpu_reason is None and cost.gpu_added_mb[1] >= 0.9 * WEIGHTS_MB

@@ -96,3 +96,17 @@ def test_caption_of_a_heat_map_says_what_was_measured_where(benched):
         caption = transfer_caption(benched.report, grid)
         parts = (f"attack {grid.attack}, ε = 8/255", "n = 12", "onnxruntime-cpu fp32")
         assert all(part in caption for part in parts)
+
+
+def test_formats_and_precisions_are_lines_of_their_own(benched, tmp_path):
+    half = tuple(
+        dataclasses.replace(row, precision="fp16", format="trt", artifact=f"half-{row.artifact}")
+        for row in benched.report.knob_rows
+    )
+    report = dataclasses.replace(benched.report, rows=(*benched.report.rows, *half))
+    plot_tradeoff(report, tmp_path / "both.svg")
+    texts = svg_texts(tmp_path / "both.svg")
+    names = {f"width {w}, {kind}" for w in ("0.5", "1") for kind in ("onnx fp32", "trt fp16")}
+    assert names <= set(texts) and "width 1" not in texts
+    (caption,) = [text for text in texts if "n = " in text]
+    assert "onnxruntime-cpu, 1 threads" in caption and "fp16" not in caption

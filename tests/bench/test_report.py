@@ -12,12 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oat_edge.bench.report import NOT_SAVED, SCHEMA, Report, save_report, write_csv
+from oat_edge.bench.statistics import DeviceMs
 from oat_edge.errors import InputError
 
 ROW_FIELDS = {
     "artifact", "sha256", "format", "backend", "width", "lambda", "precision", "batch",
     "latency_ms", "throughput_ips", "memory_mb", "energy_mj", "standard_accuracy",
-    "robust_accuracy", "num_samples", "pareto", "status", "warnings",
+    "robust_accuracy", "num_samples", "pareto", "status", "warnings", "device_ms",
+    "gpu_memory_mb",
 }  # fmt: skip
 
 
@@ -26,7 +28,7 @@ def test_schema_is_that_of_the_design(benched):
     assert value["schema"] == SCHEMA == "oat-edge/bench/1"
     assert set(value) == {
         "schema", "environment", "settings", "rows", "bundle", "lambda_cost", "lambda_flatness",
-        "samples_file", "warnings", "transfer",
+        "samples_file", "warnings", "transfer", "profile",
     }  # fmt: skip
     for grid in value["transfer"]:
         assert set(grid) == {"attack", "sources", "targets", "robust_accuracy", "num_samples"}
@@ -107,6 +109,58 @@ def test_csv_has_one_flat_line_per_row(benched, tmp_path):
             assert line[f"robust_accuracy.{attack}"] == ("" if share is None else str(share))
 
 
+# Fields that rows, costs and devices of earlier reports lack.
+LATER = {
+    ("rows", "device_ms"), ("rows", "gpu_memory_mb"),
+    ("lambda_cost", "format"), ("lambda_cost", "precision"),
+    ("environment", "host"), ("environment", "compute_capability"), ("environment", "cuda"),
+    ("environment", "gpu_memory_mb"),
+}  # fmt: skip
+
+
+def test_a_report_from_before_gpus_can_be_read(benched):
+    value = json.loads(json.dumps(benched.report.to_json()))
+    del value["profile"]
+    for row in value["rows"]:
+        del row["device_ms"], row["gpu_memory_mb"]
+    for cost in value["lambda_cost"]:
+        del cost["format"], cost["precision"]
+    for name in ("host", "compute_capability", "cuda", "gpu_memory_mb"):
+        del value["environment"]["device"][name]
+    report = Report.from_json(value)
+    assert report.rows == benched.report.rows and report.profile == ()
+    assert report.environment == benched.report.environment
+
+
+def with_device_times(benched):
+    """The report and its samples, with made-up times on a device."""
+    rng = np.random.default_rng(0)
+    samples = tuple(
+        dataclasses.replace(one, device_ms=rng.random((len(one.latency_ns), 3)))
+        for one in benched.samples
+    )
+    by_name = {one.name: DeviceMs.from_samples(one.device_ms) for one in samples}
+    rows = tuple(
+        dataclasses.replace(row, device_ms=by_name[f"{row.artifact} batch {row.batch}"])
+        for row in benched.report.rows
+    )
+    return dataclasses.replace(benched.report, rows=rows), samples
+
+
+def test_times_on_the_device_are_kept_raw_and_summarised(benched, tmp_path):
+    report, samples = with_device_times(benched)
+    saved = save_report(report, samples, tmp_path / "gpu.json")
+    assert Report.load(tmp_path / "gpu.json").rows == report.rows
+    with np.load(tmp_path / saved.samples_file) as file:
+        for one in samples:
+            assert np.array_equal(file[f"{one.name}|device_ms"], one.device_ms)
+    write_csv(report, tmp_path / "rows.csv")
+    with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    for line, row in zip(lines, report.rows, strict=True):
+        assert float(line["device_ms.compute.p50"]) == row.device_ms.compute.p50
+
+
 def spoil(value, path, new):
     for key in path[:-1]:
         value = value[key]
@@ -175,7 +229,8 @@ def test_a_missing_key_is_an_input_error_or_a_shorter_free_dict(benched, data):
         parent = parent[key]
     del parent[path[-1]]
     free = (
-        path == ("transfer",)
+        path in (("transfer",), ("profile",))
+        or (path[0], path[-1]) in LATER
         or path[-2:-1] == ("library_versions",)
         or (path[-2:-1] == ("robust_accuracy",) and path[-1] != "worst")
     )

@@ -17,7 +17,18 @@ CONFIG = BenchConfig(batches=(1,))
 
 
 def figures(
-    width=1.0, *, p50_ms=1.0, pinned=None, effect=0.0, agreed=True, memory=None, accuracy=None
+    width=1.0,
+    *,
+    p50_ms=1.0,
+    pinned=None,
+    effect=0.0,
+    agreed=True,
+    memory=None,
+    accuracy=None,
+    format="onnx",
+    precision="fp32",
+    device_ms=None,
+    **facts,
 ):
     """A file whose requests take `p50_ms` ± 0.1 %, the last λ `effect` more."""
     num_lambdas = 1 if pinned is not None else 3
@@ -25,12 +36,19 @@ def figures(
     noise = np.random.default_rng(0).normal(1, 1e-3, 900)
     latency_ns = p50_ms * 1e6 * noise * (1 + effect * (lambda_index == 2))
     name = f"w{width:g}" + (f"-lam{pinned:g}" if pinned is not None else "")
+    if (format, precision) != ("onnx", "fp32"):
+        name += f"-{precision}.{format}"
     return Figures(
         artifact=Artifact(
-            file=name, sha256="a" * 64, format="onnx", width=width, pinned_lambda=pinned
+            file=name,
+            sha256="a" * 64,
+            format=format,
+            width=width,
+            pinned_lambda=pinned,
+            precision_requested=precision,
         ),
         backend="onnxruntime-cpu",
-        precision="fp32",
+        precision=precision,
         samples={
             1: LatencySamples(
                 name=name,
@@ -38,6 +56,7 @@ def figures(
                 lambda_index=lambda_index,
                 warmup_s=0.5,
                 warmup_agreed=agreed,
+                device_ms=device_ms,
             )
         },
         throughput_ips={1: 1000 / p50_ms},
@@ -49,6 +68,7 @@ def figures(
             for lam, (sa, ra) in (accuracy or {}).items()
         },
         pack_lambdas=tuple(accuracy or ()),
+        **facts,
     )
 
 
@@ -108,6 +128,49 @@ def test_cost_of_lambda_is_the_ratio_of_medians_for_every_pinned_file():
     ratios = {cost.pinned_lambda: cost.ratio for cost in costs}
     assert ratios == {0.3: pytest.approx(1.05, abs=0.01), 1.0: pytest.approx(1.0, abs=0.01)}
     assert all(cost.reason is None for cost in costs)
+
+
+def test_cost_of_lambda_compares_files_of_one_format_and_precision():
+    kinds = [("onnx", "fp32", 2.0), ("trt", "fp16", 1.0), ("trt", "int8", 0.5)]
+    measured = [
+        figures(p50_ms=ms * (1.1 if pinned is None else 1.0), pinned=pinned, format=f, precision=p)
+        for f, p, ms in kinds
+        for pinned in (None, 0.3)
+    ]
+    _, _, costs = make_rows(measured[::-1], KNOTS, KNOTS, CONFIG)
+    assert {(cost.format, cost.precision) for cost in costs} == {kind[:2] for kind in kinds}
+    for cost in costs:
+        assert cost.ratio == pytest.approx(1.1, abs=0.01) and cost.reason is None
+
+
+def test_what_is_missing_for_the_cost_of_lambda_is_exported_in_the_same_kind():
+    _, _, (cost,) = make_rows([figures(format="trt", precision="fp16")], KNOTS, KNOTS, CONFIG)
+    assert cost.ratio is None
+    assert "--width 1 --format trt --precision fp16 --pin-lambda 0.3" in cost.reason
+
+
+def test_times_on_the_device_become_three_summaries_of_the_same_requests():
+    device_ms = np.random.default_rng(0).random((900, 3))
+    (row, *_), _, _ = make_rows([figures(device_ms=device_ms, on_gpu=True)], KNOTS, KNOTS, CONFIG)
+    for index, part in enumerate((row.device_ms.h2d, row.device_ms.compute, row.device_ms.d2h)):
+        assert part.n == row.latency_ms.n
+        assert part.p50 == pytest.approx(np.median(device_ms[:, index]))
+        assert part.max == device_ms[:, index].max()
+    assert not any("device_ms" in text for text in row.warnings)
+
+
+def test_a_gpu_without_a_clock_or_memory_figure_has_nulls_with_reasons():
+    memory = MemoryCost(added_mb={1: 1.0}, gpu_added_mb={1: None}, gpu_reason="the driver is gone")
+    (row, *_), _, _ = make_rows([figures(memory=memory, on_gpu=True)], KNOTS, KNOTS, CONFIG)
+    assert row.device_ms is row.gpu_memory_mb is None
+    assert "gpu_memory_mb: the driver is gone" in row.warnings
+    assert any(text.startswith("device_ms: onnxruntime-cpu") for text in row.warnings)
+
+
+def test_what_a_runner_remarks_is_on_all_its_rows():
+    remark = "cuda_graph: not captured (one reason)"
+    rows, _, _ = make_rows([figures(remarks=(remark,))], KNOTS, KNOTS, CONFIG)
+    assert all(remark in row.warnings for row in rows)
 
 
 def test_a_pinned_file_alone_has_no_ratio_but_a_remedy():

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 
 import pytest
+from rich.console import Console
 
 from oat_edge.bench.table import UNKNOWN, rows_for_table
+from oat_edge.cli.console import plain_table
 
 
 def width_of(headers, rows):
@@ -47,6 +50,63 @@ def test_fits_into_a_hundred_columns_with_large_figures(benched):
     )
     report = dataclasses.replace(benched.report, rows=(worst_case,))
     assert width_of(*rows_for_table(report)) <= 100
+
+
+def of_kinds(report, *kinds):
+    """The report's rows once per (format, precision)."""
+    rows = [
+        dataclasses.replace(row, format=format, precision=precision, artifact=f"{i}-{row.artifact}")
+        for i, (format, precision) in enumerate(kinds)
+        for row in report.rows
+    ]
+    costs = [
+        dataclasses.replace(
+            cost, pinned_artifact=cost.pinned_artifact and f"{i}-{cost.pinned_artifact}"
+        )
+        for i, _ in enumerate(kinds)
+        for cost in report.lambda_cost
+    ]
+    return dataclasses.replace(report, rows=tuple(rows), lambda_cost=tuple(costs))
+
+
+KINDS = (("onnx", "fp16-emulated"), ("trt-rtx", "fp16"), ("trt", "int8"))
+
+
+def test_a_column_tells_formats_and_precisions_apart_if_there_are_several(benched):
+    headers, rows = rows_for_table(of_kinds(benched.report, *KINDS))
+    column = [row[headers.index("Kind")] for row in rows]
+    assert list(dict.fromkeys(column)) == ["onnx fp16~", "rtx fp16", "trt int8"]
+    assert all(len(row) == len(headers) for row in rows)
+    assert "Kind" not in rows_for_table(of_kinds(benched.report, KINDS[0]))[0]
+
+
+def test_with_kinds_too_it_prints_into_a_hundred_columns_with_large_figures(benched):
+    large = [
+        dataclasses.replace(
+            row,
+            width=0.75,
+            batch=1024,
+            latency_ms=dataclasses.replace(row.latency_ms, p50=12345.6, p99=54321.9),
+            throughput_ips=123456.0,
+            memory_mb=12345.0,
+            standard_accuracy=1.0,
+            robust_accuracy={"worst": 1.0},
+            pareto=True,
+            status="unstable",
+        )
+        for row in benched.report.rows
+    ]
+    report = of_kinds(dataclasses.replace(benched.report, rows=tuple(large)), *KINDS)
+    headers, rows = rows_for_table(report)
+    table = plain_table(None, headers)
+    for row in rows:
+        table.add_row(*row)
+    text = io.StringIO()
+    Console(file=text, width=100).print(table)
+    lines = text.getvalue().splitlines()
+    assert len(lines) == 1 + len(rows) and all("…" not in line for line in lines)
+    assert any("0.3 pinned" in line and "unstable" in line for line in lines)
+    assert any("123,456" in line and "onnx fp16~" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def test_one_worker_completes_batches_until_the_time_is_over(cost_ms, batch, sec
         now_ns += cost_ms * 1_000_000
 
     found = measure_throughput(
-        call, num_lambdas=1, batch=batch, workers=1, min_seconds=seconds, clock=lambda: now_ns
+        [call], num_lambdas=1, batch=batch, min_seconds=seconds, clock=lambda: now_ns
     )
     requests = max(1, -(-round(seconds * NS) // (cost_ms * 1_000_000)))
     assert found.images == requests * batch
@@ -36,7 +36,7 @@ def test_warm_up_is_not_counted():
         num_calls += 1
 
     found = measure_throughput(
-        call, num_lambdas=1, batch=1, workers=1, min_seconds=0.0, clock=lambda: num_calls * NS
+        [call], num_lambdas=1, batch=1, min_seconds=0.0, clock=lambda: num_calls * NS
     )
     assert (found.images, num_calls) == (1, WARMUP_REQUESTS + 1)
 
@@ -58,7 +58,7 @@ def test_workers_have_one_request_each_in_flight_at_once():
     # Each look at the clock is a nanosecond later: the time is over at once for every worker.
     ticks = iter(range(10**6))
     found = measure_throughput(
-        call, num_lambdas=1, batch=2, workers=workers, min_seconds=0.0, clock=lambda: next(ticks)
+        [call] * workers, num_lambdas=1, batch=2, min_seconds=0.0, clock=lambda: next(ticks)
     )
     assert most == workers
     assert (found.images, found.workers, found.batch) == (workers * 2, workers, 2)
@@ -75,7 +75,7 @@ def test_all_completed_images_count_in_real_time():
             num_calls += 1
         time.sleep(0.001)
 
-    found = measure_throughput(call, num_lambdas=1, batch=4, workers=2, min_seconds=0.02)
+    found = measure_throughput([call] * 2, num_lambdas=1, batch=4, min_seconds=0.02)
     warm = 2 * WARMUP_REQUESTS
     assert found.images == 4 * (num_calls - warm)
     assert found.wall_s >= 0.02
@@ -84,7 +84,7 @@ def test_all_completed_images_count_in_real_time():
 def test_lambda_goes_round():
     seen = []
     measure_throughput(
-        seen.append, num_lambdas=3, batch=1, workers=1, min_seconds=6.0,
+        [seen.append], num_lambdas=3, batch=1, min_seconds=6.0,
         clock=lambda: len(seen) * NS,
     )  # fmt: skip
     assert seen[WARMUP_REQUESTS:] == [0, 1, 2, 0, 1, 2]
@@ -95,4 +95,24 @@ def test_an_error_in_a_worker_is_raised():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        measure_throughput(call, num_lambdas=1, batch=1, workers=2, min_seconds=0.0)
+        measure_throughput([call] * 2, num_lambdas=1, batch=1, min_seconds=0.0)
+
+
+def test_an_error_of_one_worker_ends_the_others_and_is_the_one_that_is_told():
+    def fails(_):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        measure_throughput(
+            [lambda _: None, fails, lambda _: None], num_lambdas=1, batch=1, min_seconds=0.0
+        )
+
+
+def test_each_worker_has_its_own_call_and_measures_in_the_thread_that_warmed_up():
+    """CUDA graphs of ONNX Runtime belong to a thread: a new one would capture while measured."""
+    seen = [[], []]
+    calls = [lambda _, mine=mine: mine.append(threading.get_ident()) for mine in seen]
+    found = measure_throughput(calls, num_lambdas=1, batch=1, min_seconds=0.01)
+    threads = [set(mine) for mine in seen]
+    assert [len(one) for one in threads] == [1, 1] and threads[0] != threads[1]
+    assert found.images == len(seen[0]) + len(seen[1]) - 2 * WARMUP_REQUESTS

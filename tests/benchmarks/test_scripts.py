@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import common, inference, masked_gradients, square_reference, train_step
+from benchmarks import common, gpu, inference, masked_gradients, square_reference, train_step
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +78,21 @@ def test_square_reference(results: Path, tiny_run: Path, monkeypatch: pytest.Mon
     for row in saved["rows"]:
         assert 0 <= row["robust_accuracy"] <= saved["standard_accuracy"]
         assert 1 <= row["mean_queries"] <= 10
+
+
+def test_gpu_needs_one(
+    results: Path, no_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    assert gpu.main() == 3
+    assert capsys.readouterr().out.startswith("error: ") and list(results.iterdir()) == []
+
+
+@pytest.mark.gpu
+def test_gpu(results: Path, has_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu", "--arch", "resnet8", "--rounds", "2", "--calls", "2"])
+    assert gpu.main() == 0
+    (row, *_) = json.loads((results / "gpu-resnet8-trt.json").read_text())["rows"]
+    assert set(row["median_ms"]) | set(row["absent"]) == {
+        gpu.KNOB, gpu.FLOOR, gpu.ORT, gpu.COMPILED,
+    }  # fmt: skip

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from oat_edge.errors import DependencyError
+from oat_edge.runtime.cuda import gpu
+
 QUICK = ("--quick", "--batch", 1, "--width", 1, "--lambda", "0,1")
 
 
@@ -73,3 +76,67 @@ def test_a_heat_map_does_not_replace_what_is_no_file(folder, main):
     ended = main("bench", "--bundle", folder, *QUICK, "--plot", "a.png")
     check_refused(ended, "a-transfer.png is a folder or a device")
     assert not (folder / "report.json").exists()
+
+
+def test_profile_is_in_the_report_and_the_slowest_layers_on_the_screen(folder, main):
+    ended = main(
+        "bench", "--bundle", folder, "--quick", "--width", 1, "--lambda", 0, "--batch", "1,3",
+        "--profile",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    report = json.loads((folder / "report.json").read_text())
+    assert [(one["artifact"], one["batch"]) for one in report["profile"]] == [
+        ("w1.00-fp32.onnx", 1),
+        ("w1.00-fp32.onnx", 3),
+    ]
+    for one in report["profile"]:
+        assert set(one) == {"artifact", "batch", "backend", "layers", "total_ms"}
+        assert all(set(layer) == {"name", "kind", "ms", "share"} for layer in one["layers"])
+    largest = report["profile"][1]
+    title = f"w1.00-fp32.onnx, batch 3: the slowest of {len(largest['layers'])} layers"
+    assert ended.out.count("the slowest of") == 1 and title in ended.out
+    slowest = max(largest["layers"], key=lambda layer: layer["ms"])
+    below = ended.out[ended.out.index(title) :].splitlines()
+    assert slowest["name"] in below[2] and len(below[2:12]) == 10
+    assert below[2].rstrip().endswith(f"{100 * slowest['share']:.1f}")
+
+
+def test_without_profile_no_layers_are_looked_at(folder, main):
+    assert "slowest" not in main("bench", "--bundle", folder, *QUICK).out
+    assert json.loads((folder / "report.json").read_text())["profile"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--format", "trt"), ("no trt file", "oat-edge export")),
+        (("--format", "tensorrt"), ("format is 'tensorrt'", "onnx, trt, trt-rtx")),
+        (("--precision", "fp16"), ("fp16", "oat-edge export")),
+        (("--precision", "half"), ("precision is 'half'", "fp32, fp16, int8")),
+    ],
+)
+def test_what_the_bundle_or_the_device_has_not_is_refused(folder, main, options, parts):
+    check_refused(main("bench", "--bundle", folder, *QUICK, *options), *parts)
+    assert not (folder / "report.json").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda", "jetson"])
+def test_a_device_that_is_not_there_is_exit_3_and_nothing_is_written(folder, main, device):
+    try:
+        found = gpu()
+    except DependencyError:
+        pass
+    else:
+        if device == "cuda":
+            pytest.skip(f"this machine has a GPU ({found.name})")
+    ended = main("bench", "--bundle", folder, *QUICK, "--device", device)
+    line = ended.err.splitlines()[-1]
+    assert ended.code == 3 and line.startswith("error: ") and not (folder / "report.json").exists()
+
+
+def test_settings_hold_what_was_chosen(folder, main):
+    chosen = ("--format", "onnx", "--precision", "fp32, int8", "--no-cuda-graph")
+    assert main("bench", "--bundle", folder, *QUICK, *chosen).code == 0
+    settings = json.loads((folder / "report.json").read_text())["settings"]
+    assert settings["formats"] == ["onnx"] and settings["precisions"] == ["fp32", "int8"]
+    assert settings["cuda_graph"] is False and settings["profile"] is False

@@ -3,12 +3,17 @@ from __future__ import annotations
 import dataclasses
 import io
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
+from oat_edge.bench.profile import ArtifactProfile, LayerShare
 from oat_edge.bench.run import bench_bundle
+from oat_edge.bench.statistics import DeviceMs, LatencyMs
 from oat_edge.bench.table import rows_for_table
-from oat_edge.cli.summary import print_report
+from oat_edge.cli.summary import cut, print_report
 from oat_edge.evaluation.transfer import largest_gain
 from tests.bench.conftest import QUICKEST
 
@@ -75,3 +80,66 @@ def test_table_fits_a_terminal(report):
     (head,) = [line for line in text.splitlines() if line.startswith("Width")]
     assert all(name in head for name in headers) and len(head) <= 100
     assert len(rows) == len(report.rows)
+
+
+@given(text=st.text("abc/", max_size=200), most=st.integers(3, 80))
+def test_long_names_are_cut_in_the_middle(text, most):
+    short = cut(text, most)
+    if len(text) <= most:
+        assert short == text
+    else:
+        head, tail = short.split("…")
+        assert len(short) == most and head and tail
+        assert text.startswith(head) and text.endswith(tail)
+
+
+def with_profile(report, name):
+    layers = tuple(
+        LayerShare(name=f"{name}{i}", kind="Conv" * 20, ms=float(i), share=i / 66)
+        for i in range(12)
+    )
+    profiles = tuple(
+        ArtifactProfile(artifact=file, batch=batch, backend="b", layers=layers, total_ms=66.0)
+        for file in ("a.onnx", "b.onnx")
+        for batch in (16, 1)
+    )
+    return dataclasses.replace(report, profile=profiles)
+
+
+def test_slowest_layers_of_the_largest_batch_fit_a_terminal(report):
+    text = printed(with_profile(report, "model/" + "block/" * 20), width=100)
+    tables = text[text.index("a.onnx, batch 16") :]
+    assert "batch 1:" not in tables and "b.onnx, batch 16: the slowest of 12 layers" in tables
+    lines = [line for line in tables.splitlines() if line.startswith("model/")]
+    assert len(lines) == 20 and all(len(line) <= 100 and "…" in line for line in lines)
+    assert [line.split()[-2:] for line in lines[:2]] == [["11.0", "16.7"], ["10.0", "15.2"]]
+
+
+def test_times_on_the_device_are_told_once_per_file_and_batch(report):
+    parts = [LatencyMs.from_ns(np.full(3, ns)) for ns in (10_000, 500_000, 2_000)]
+    device_ms = DeviceMs(h2d=parts[0], compute=parts[1], d2h=parts[2])
+    rows = tuple(dataclasses.replace(row, device_ms=device_ms) for row in report.rows)
+    text = printed(dataclasses.replace(report, rows=rows))
+    (line,) = [line for line in text.splitlines() if line.startswith("On the device")]
+    assert "w1.00-fp32.onnx, batch 1 (p50): 0.0100 ms in, 0.500 ms computing, 0.0020 ms out" in line
+    assert "On the device" not in printed(report)
+
+
+def test_a_gpu_is_named_with_its_driver_and_its_host(report):
+    device = dataclasses.replace(
+        report.environment.device, kind="cuda", model="A GPU", host="A CPU",
+        compute_capability="8.7", cuda="12.6", gpu_memory_mb=8e3,
+    )  # fmt: skip
+    environment = dataclasses.replace(report.environment, device=device, driver="540.4")
+    first = printed(dataclasses.replace(report, environment=environment)).splitlines()[0]
+    assert first.startswith("A GPU, sm 8.7, CUDA 12.6, driver 540.4; A CPU, ")
+
+
+def test_emulation_and_kinds_are_explained(report):
+    half = tuple(dataclasses.replace(row, precision="fp16-emulated") for row in report.rows)
+    both = dataclasses.replace(report, rows=(*report.rows, *half))
+    text = printed(both)
+    assert "onnx fp16~" in text and "~: computed in float32" in text
+    assert "λ as an input costs, width 1 onnx fp32: " in text
+    assert "~: computed" not in printed(report)
+    assert "λ as an input costs, width 1: " in printed(report)

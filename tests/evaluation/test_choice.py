@@ -99,7 +99,7 @@ REFUSED = {
     ),
     "lambda outside": ({"lambdas": (1.5,)}, r"lambda is 1.5: bundle tiny-run has \[0, 1\]"),
     "eps": ({"eps": 4 / 255}, r"eps is 0.0156863: the packs .* made at 8/255"),
-    "width": ({"widths": (0.75,)}, r"no onnx artifact of width 0.75"),
+    "width": ({"widths": (0.75,)}, r"no onnx file of width 0.75"),
 }
 
 

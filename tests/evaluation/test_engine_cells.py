@@ -119,13 +119,13 @@ def test_a_bundle_that_moves_to_another_machine_is_attacked_anew(bundle, monkeyp
     square.since()
     for device, runs in ((cores, 7), (vectors, 7), (here.device, 0)):
         environment = dataclasses.replace(here, device=device)
-        monkeypatch.setattr("oat_edge.evaluation.engine.collect", lambda e=environment: e)
+        monkeypatch.setattr("oat_edge.evaluation.engine.collect", lambda device, e=environment: e)
         evaluate(bundle, **options)
         assert square.since() == runs
     # The clock, the load and the commit are no part of it.
     changes = {"load_average": (9.0,) * 3, "timestamp_utc": "1970", "git_commit": "f" * 40}
     later = dataclasses.replace(here, **changes)
-    monkeypatch.setattr("oat_edge.evaluation.engine.collect", lambda: later)
+    monkeypatch.setattr("oat_edge.evaluation.engine.collect", lambda device: later)
     evaluate(bundle, **options)
     assert square.since() == 0
 

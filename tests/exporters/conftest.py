@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from oat_edge.bundle import Bundle
-from oat_edge.exporters.export import ExportConfig, export_bundle
+from oat_edge.exporters.config import ExportConfig
+from oat_edge.exporters.export import export_bundle
 from oat_edge.train.checkpoint import Checkpoint
 from tests.conftest import make_network, spec_of
 

@@ -15,7 +15,8 @@ from oat_edge.evaluation.config import EvalConfig
 from oat_edge.evaluation.engine import evaluate_bundle
 from oat_edge.evaluation.pack import AttackPack
 from oat_edge.exporters import export as export_module
-from oat_edge.exporters.export import ExportConfig, export_bundle
+from oat_edge.exporters.config import ExportConfig
+from oat_edge.exporters.export import export_bundle
 from oat_edge.files import point_latest
 from oat_edge.nn.fold import fold
 from oat_edge.runtime import open_artifact, open_runner
@@ -134,7 +135,10 @@ def test_widths_that_look_alike_get_files_of_their_own_and_no_data_is_needed(
         make_checkpoint(widths=widths), config, tmp_path / "b", dataset=None, say=steps.append
     )
     assert [a.file for a in bundle.artifacts] == ["w0.5091-fp32.onnx", "w0.5123-fp32.onnx"]
-    assert steps == ["width 0.5091: onnx, λ input", "width 0.5123: onnx, λ input"]
+    assert steps == [
+        "width 0.5091: onnx, fp32, λ input",
+        "width 0.5123: onnx, fp32, λ input",
+    ]
     for artifact in bundle.artifacts:
         assert bundle.checked_path(artifact).is_file()
 
@@ -196,7 +200,7 @@ def test_exporting_by_the_name_latest_adds_to_that_bundle(filled, checkpoint):
 @pytest.mark.parametrize(
     ("changes", "pattern"),
     [
-        ({"format": "tflite"}, "format is 'tflite': this version exports onnx"),
+        ({"precision": "int4"}, "precision is 'int4': this version exports fp32, fp16"),
         ({"pin_lambda": 1.5}, "pin_lambda is 1.5"),
         ({"pin_lambda": float("nan")}, "pin_lambda is nan"),
         ({"attack_samples": -1}, "attack_samples is -1"),
@@ -223,13 +227,13 @@ def test_what_is_exported_is_the_folded_network(filled, checkpoint):
 @pytest.fixture(scope="module")
 def one_graph():
     """Exports the graph of the first call only: these tests look at packs."""
-    own, made = export_module._export_checked, {}
+    own, made = export_module._One.onnx, {}
 
-    def export_once(checkpoint, config, folded, width, pinned_lambda, out, dataset):
+    def export_once(one, folded, say):
         if not made:
-            artifact = own(checkpoint, config, folded, width, pinned_lambda, out, dataset)
-            made.update(artifact=artifact, content=(out / artifact.file).read_bytes())
-        (out / made["artifact"].file).write_bytes(made["content"])
+            artifact = own(one, folded, say)
+            made.update(artifact=artifact, content=(one.staging / artifact.file).read_bytes())
+        (one.staging / made["artifact"].file).write_bytes(made["content"])
         return made["artifact"]
 
     return export_once
@@ -238,7 +242,7 @@ def one_graph():
 @pytest.fixture
 def with_pack(trained_run, one_graph, monkeypatch, tmp_path):
     """Export packs of a trained run, all into one bundle."""
-    monkeypatch.setattr(export_module, "_export_checked", one_graph)
+    monkeypatch.setattr(export_module._One, "onnx", one_graph)
     data = load("digits", train_samples=600)
     trained = load_checkpoint(trained_run)
 

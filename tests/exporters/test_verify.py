@@ -1,21 +1,22 @@
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from oat_edge.errors import GateError
-from oat_edge.exporters.verify import TOLERANCE, check_parity, compared_lambdas
+from oat_edge.exporters.half import to_half
+from oat_edge.exporters.to_onnx import export
+from oat_edge.exporters.verify import check_parity
+from oat_edge.nn.fold import fold
 from oat_edge.runtime.ort import OrtRunner
 from oat_edge.runtime.runner import RunnerIO
+from tests.evaluation.changes import broken_at, first_lambda_for_all, other_classes
 
 WIDTH = 0.5
-IMAGES = np.random.default_rng(0).random((16, 1, 8, 8), dtype=np.float32)
+MANY = np.random.default_rng(0).random((256, 1, 8, 8), dtype=np.float32)
+IMAGES = MANY[:16]
 
 
 @pytest.fixture
@@ -41,13 +42,50 @@ def parity(checkpoint, half_bundle, tmp_path):
     return check
 
 
+@pytest.fixture
+def parity_of(checkpoint, tmp_path):
+    """Check parity of a graph."""
+    spec = checkpoint.spec
+    io = RunnerIO(image_shape=spec.image_shape, num_classes=10, lambdas=spec.lambdas)
+
+    def check(model, precision="fp32", images=IMAGES):
+        path = tmp_path / "graph.onnx"
+        path.write_bytes(model.SerializeToString())
+        with OrtRunner(path, io, precision=precision, threads=1) as runner:
+            return check_parity(checkpoint.network, WIDTH, runner, images)
+
+    return check
+
+
+@pytest.fixture
+def half(half_bundle, parity_of):
+    """Check parity of a half-precision version of the exported file, after `change`."""
+
+    def check(change=lambda model: None):
+        model = onnx.load(half_bundle.checked_path(half_bundle.artifacts[0]))
+        assert to_half(model) > 0
+        change(model)
+        return parity_of(model, "fp16", MANY)
+
+    return check
+
+
 def test_an_honest_file_passes_and_says_how_it_was_compared(parity, checkpoint):
     figures = parity()
-    assert 0 < figures.max_abs_diff <= TOLERANCE == figures.tolerance
-    assert figures.argmax_agreement == 1.0 and figures.batch_sizes == (1, 5)
+    assert 0 < figures.mean_abs_diff < figures.max_abs_diff <= 1e-4 == figures.tolerance
+    assert figures.argmax_agreement == 1.0 and figures.batch_sizes == (1, 5, 32)
     assert set(checkpoint.spec.lambdas) < set(figures.lambdas)
-    assert figures.num_images >= 6 * len(figures.lambdas)
-    assert figures.to_json()["max_abs_diff"] == figures.max_abs_diff
+    assert figures.num_images == 16 and figures.num_pairs == 16 * len(figures.lambdas)
+    value = figures.to_json()
+    assert value["max_abs_diff"] == figures.max_abs_diff
+    assert value["gate"] == {"kind": "max_abs_diff", "limit": 1e-4, "max_relative_diff": None}
+
+
+def test_one_lambda_for_a_whole_batch_is_found(parity_of, half_bundle, tmp_path):
+    model = onnx.load(half_bundle.checked_path(half_bundle.artifacts[0]))
+    first_lambda_for_all(model)
+    with pytest.raises(GateError, match="differs from PyTorch"):
+        parity_of(model)
 
 
 def conv_weights(arrays):
@@ -92,7 +130,7 @@ def test_logits_that_are_not_numbers_are_found(parity, value):
         (bias,) = [array for array in arrays.values() if array.shape == (10,)]
         bias[3] = value
 
-    with pytest.raises(GateError, match="differs from PyTorch by inf"):
+    with pytest.raises(GateError, match="not finite numbers"):
         parity(change)
 
 
@@ -108,15 +146,54 @@ def test_another_network_of_the_same_shape_is_found(parity, make_checkpoint):
         parity(network=make_checkpoint(seed=1).network)
 
 
-@given(st.lists(st.integers(1, 99).map(lambda n: n / 100), unique=True, max_size=6).map(sorted))
-def test_all_knots_gaps_and_a_lambda_below_the_first_knot_are_compared(inner):
-    knots = (0.0, *inner, 1.0)
-    compared = compared_lambdas(knots)
-    assert set(knots) < set(compared) and list(compared) == sorted(set(compared))
-    for low, high in itertools.pairwise(knots):
-        assert any(low < lam < high for lam in compared)
-    assert any(0 < lam < knots[1] / 2 for lam in compared)
+def test_half_precision_is_compared_on_enough_pairs_and_by_its_classes(half, checkpoint):
+    figures = half()
+    assert figures.gate.kind == "argmax_agreement" and figures.tolerance is None
+    assert figures.argmax_agreement >= 0.995
+    # 99.5 % must leave room for more than one near-tie.
+    assert figures.num_pairs == 64 * len(figures.lambdas) and figures.num_pairs * 0.005 > 3
+    assert set(checkpoint.spec.lambdas) < set(figures.lambdas)
 
 
-def test_a_dedicated_network_is_compared_at_its_lambda():
-    assert compared_lambdas((0.3,)) == (0.3,)
+def test_half_precision_with_other_classes_is_found(half):
+    with pytest.raises(GateError, match=r"class on \d+\.\d+% of 768 .* pairs, expected 99\.5%"):
+        half(other_classes)
+
+
+def test_half_precision_that_is_not_a_number_is_found(half):
+    with pytest.raises(GateError, match="not finite"):
+        half(broken_at(0.3, np.nan))
+
+
+def test_a_pinned_file_in_half_precision_gets_more_images(checkpoint, tmp_path):
+    folded, spec = fold(checkpoint.network, WIDTH), checkpoint.spec
+    artifact = export(
+        folded, spec, width=WIDTH, folder=tmp_path, checkpoint_sha256="c" * 64,
+        precision="fp16", pinned_lambda=0.3,
+    )  # fmt: skip
+    io = RunnerIO(
+        image_shape=spec.image_shape, num_classes=10, lambdas=spec.lambdas, pinned_lambda=0.3
+    )
+    with OrtRunner(tmp_path / artifact.file, io, precision="fp16", threads=1) as runner:
+        figures = check_parity(checkpoint.network, WIDTH, runner, MANY)
+    assert figures.lambdas == (0.3,) and figures.num_images == 256 == figures.num_pairs
+
+
+def test_images_are_spread_over_all_that_are_given(checkpoint, half_bundle):
+    """A data set that is sorted by class does not give images of one class only."""
+    shown = []
+
+    class Watched(OrtRunner):
+        def infer(self, image, lam=None):
+            shown.append(image)
+            return super().infer(image, lam)
+
+    spec = checkpoint.spec
+    io = RunnerIO(image_shape=spec.image_shape, num_classes=10, lambdas=spec.lambdas)
+    path = half_bundle.checked_path(half_bundle.artifacts[0])
+    with Watched(path, io, threads=1) as runner:
+        check_parity(checkpoint.network, WIDTH, runner, MANY)
+    seen = {image.tobytes() for image in np.concatenate(shown)}
+    places = [place for place, image in enumerate(MANY) if image.tobytes() in seen]
+    assert len(places) == 16 and places[0] == 0 and places[-1] == 255
+    assert max(np.diff(places)) <= 18
