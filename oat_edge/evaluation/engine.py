@@ -43,6 +43,7 @@ from oat_edge.evaluation.report import (
 from oat_edge.evaluation.transfer import transfer_grids
 from oat_edge.operating_point import OperatingPoint
 from oat_edge.runtime import Runner, artifacts_for, open_artifact
+from oat_edge.runtime.padding import steady
 
 CELLS = "eval"
 NO_GRADIENTS = "an engine has no gradients; `oat-edge eval RUN` looks at those of its network"
@@ -183,7 +184,8 @@ class _Engine:
     ) -> None:
         self.runner, self.artifact, self.point, self.packs = runner, artifact, point, packs
         self.config, self.attacks, self.store = config, attacks, store
-        self.infer: Infer = meter.counted(lambda image: runner.infer(image, point.lam))
+        infer = steady(runner)
+        self.infer: Infer = meter.counted(lambda image: infer(image, point.lam))
 
     def run(self) -> tuple[EvalRow, Outcome]:
         """The row and the outcome it is made of."""
