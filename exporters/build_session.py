@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -175,8 +176,11 @@ def open_log(path: Path | None) -> Iterator[TextIO | None]:
         file = path.open("w", encoding="utf-8", errors="backslashreplace", buffering=1)
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror}): name another place") from error
-    with file:
+    try:
         yield file
+    finally:
+        with contextlib.suppress(OSError):  # a full disk costs the end of the log, not the build
+            file.close()
 
 
 def one_line(text: str) -> str:

@@ -14,7 +14,8 @@ import numpy as np
 from oat_edge.bundle import Artifact, Bundle, add_artifacts, check_same_checkpoint
 from oat_edge.errors import DependencyError, InputError
 from oat_edge.exporters.config import ExportConfig
-from oat_edge.files import exclusive_lock
+from oat_edge.files import exclusive_lock, write_bytes
+from oat_edge.runtime.cuda import gpu
 from oat_edge.runtime.engines import Say, Target, build_target, keep_engine, silent
 from oat_edge.runtime.runner import Float32, Runner, RunnerIO
 
@@ -138,21 +139,30 @@ class _One:
         if target is None:
             return artifact
         kept = keep_engine(self.staging / onnx.file, recipe, target, say=say)
-        shutil.copyfile(kept.path, self.staging / name)
+        write_bytes(self.staging / name, kept.path.read_bytes())
         artifact = dataclasses.replace(
             artifact,
             sha256=kept.sha256,
             precision_observed=kept.precision,
+            typing=kept.typing,
             deferred=False,
             device_key=kept.device_key,
             versions={**onnx.versions, target.library.api.__name__: target.library.version},
         )
-        if target.gpu is None:
-            return artifact  # nothing here can run it
+        try:
+            gpu()
+        except DependencyError:
+            return artifact  # built ahead of time; nothing here can run it
         from oat_edge.runtime.trt import TrtRunner
 
         say(f"{name}: comparing it with PyTorch")
-        with TrtRunner(self.staging / name, self._io(), recipe=recipe) as runner:
+        with TrtRunner(
+            self.staging / name,
+            self._io(),
+            recipe=recipe,
+            sha256=kept.sha256,
+            typing=kept.typing,
+        ) as runner:
             return self._checked(artifact, runner, recipe.batches)
 
     def _io(self) -> RunnerIO:

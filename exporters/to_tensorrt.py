@@ -46,6 +46,8 @@ class BuiltEngine:
     """What the engine's convolutions compute in; None if that could not be read."""
     reason: str = ""
     """Why `precision` is None."""
+    layers: tuple[Layer, ...] = ()
+    """What the engine runs, in order; empty where that could not be read."""
     timing_cache: bytes = b""
     """Hand it to the next build on this device; empty where the library has none."""
     seconds: float = 0.0
@@ -145,13 +147,15 @@ class _Build:
         if plan is None:
             raise session.error(f"{library.name} built no engine", remedy=self._remedy())
         content = bytes(plan)
-        precision, reason = self._observe(content, nodes, strong=strong)
+        layers, reason = self._layers(content)
+        precision, reason = self._observe(layers, reason, nodes, strong=strong)
         return BuiltEngine(
             plan=content,
             typing="strong" if strong else "weak",
             convolutions=self.parsed or counts,
             precision=precision,
             reason=reason,
+            layers=tuple(layers),
             timing_cache=self._new_timing_cache(config),
         )
 
@@ -201,13 +205,21 @@ class _Build:
             return f"{names} engines need a GPU and the whole of the library: try without"
         return f"try without {names}" if names else ""
 
-    def _observe(self, plan: bytes, nodes: set[str], *, strong: bool) -> tuple[str | None, str]:
-        """The engine's precision, or None and why; `FallbackError` if it is not as asked."""
-        layers, reason = self._layers(plan)
+    def _observe(
+        self, layers: list[Layer], reason: str, nodes: set[str], *, strong: bool
+    ) -> tuple[str | None, str]:
+        """The engine's precision, or None and why; `FallbackError` if it is not as asked.
+
+        reason: why there are no layers.
+        """
         if not reason:
             counts = count_convolutions(layers, nodes) or count_convolutions(layers)
             precision = self.recipe.precision
-            if strong and (unread := counts.pop("unknown", 0)):
+            expected = sum((self.parsed or {}).values())
+            unread = counts.pop("unknown", 0) if strong else 0
+            if strong and sum(counts.values()) + unread < expected / 2:  # some merge, not most
+                unread = expected - sum(counts.values())
+            if unread:
                 # A strongly typed builder keeps to the types: no proof, but no suspicion either.
                 reason = f"the library does not tell what {unread} convolutions compute in"
                 counts[precision] = counts.get(precision, 0) + unread

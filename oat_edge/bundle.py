@@ -49,6 +49,8 @@ class Artifact:
     """Of an engine: the ONNX file of this bundle that it is built from."""
     recipe: dict[str, Any] | None = None
     """Of an engine: how it is built (`oat_edge.runtime.recipe.Recipe`)."""
+    typing: str | None = None
+    """Of an engine: "strong", or "weak" where an old TensorRT was allowed a precision."""
     deferred: bool = False
     """An engine that is to be built on the device that runs it."""
     device_key: str | None = None
@@ -60,6 +62,12 @@ class Artifact:
         if self.file in ("", "..", MANIFEST) or Path(self.file).name != self.file:
             raise InputError(f"artifact file is '{self.file}': expected a plain file name")
         check_range("artifact width", self.width, 0.0, 1.0)
+        if not isinstance(self.deferred, bool) or not isinstance(self.sha256, str):
+            raise InputError(
+                f"artifact {self.file} has deferred {self.deferred!r}: expected a bool"
+            )
+        if self.pinned_lambda is not None:
+            check_range("artifact pinned_lambda", self.pinned_lambda, 0.0, 1.0)
         if self.deferred == bool(self.sha256):
             raise InputError(f"artifact {self.file} is deferred and there, or neither")
         if self.deferred and (self.source is None or self.recipe is None):

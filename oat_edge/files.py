@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,11 +103,13 @@ def sha256_file(path: Path) -> str:
 
 
 @contextmanager
-def exclusive_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
+def exclusive_lock(
+    folder: Path, *, wait: bool = True, waiting: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """Hold `folder`/.lock, so that commands that write one folder take turns.
 
     The system releases it when the process ends, however it ends. wait=False: `InputError` if
-    another command holds it.
+    another command holds it. waiting: called before waiting for another command.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,11 +118,15 @@ def exclusive_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
         raise _cannot_write(folder, error) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(
-                f"another oat-edge command is writing {folder}: wait for it, or name another --out"
-            ) from None
+            if not wait:
+                raise InputError(
+                    f"another oat-edge command is writing {folder}: wait for it, or name another "
+                    "--out"
+                ) from None
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
-from oat_edge.bench.config import SQUARE, BenchConfig
+from oat_edge.bench.config import SQUARE, BenchConfig, DeviceName
 from oat_edge.bench.environment import board_name, nvidia_driver
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.errors import DependencyError, InputError
@@ -21,11 +22,20 @@ from oat_edge.runtime.runner import Float32
 
 
 def check_device(device: str, *, sysroot: Path = Path("/")) -> None:
-    """Raise `DependencyError`, with what was detected, for a device that cannot be measured."""
+    """Raise `DependencyError`, with what was detected, for a device that cannot be measured.
+
+    `InputError` for a name that is none.
+    """
     if device == "cpu":
         return
+    if device not in get_args(DeviceName):
+        choices = ", ".join(get_args(DeviceName))
+        raise InputError(f"device is '{device}': expected one of {choices}")
     if device == "cuda":
-        gpu()
+        try:
+            gpu()
+        except DependencyError as error:
+            raise DependencyError(f"device is 'cuda': {error}") from error
         return
     driver = nvidia_driver(sysroot)
     found = [f"NVIDIA driver {driver}" if driver else "no NVIDIA driver"]

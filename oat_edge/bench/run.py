@@ -236,7 +236,8 @@ def _meanings(config: BenchConfig) -> dict[str, Any]:
         words["latency"] += ", copies to the device and back included"
         words["device_ms"] = (
             "of the same requests by the device's own events: h2d copies image and λ, compute "
-            "runs the network, d2h copies the logits"
+            "runs the network (without a CUDA graph also waits for the host between kernels), d2h "
+            "copies the logits"
         )
         words["throughput"] = "one request in flight per worker, each on a runner of its own"
         words["gpu_memory_mb"] = "what opening and running adds to the memory in use on the GPU"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.runtime.artifacts import artifacts_for, pick
-from oat_edge.runtime.engines import Say, obtain_engine, silent
-from oat_edge.runtime.recipe import LIBRARIES, Recipe
+from oat_edge.runtime.engines import Say, obtain_engine, recipe_of, silent
+from oat_edge.runtime.recipe import LIBRARIES
 from oat_edge.runtime.runner import Runner, RunnerIO
 
 __all__ = ["Runner", "RunnerIO", "artifacts_for", "open_artifact", "open_runner"]
@@ -71,9 +71,15 @@ def open_artifact(
     if artifact.format in LIBRARIES:
         from oat_edge.runtime.trt import TrtRunner
 
-        path = obtain_engine(bundle, artifact, device=device, say=say)
-        recipe = Recipe.from_json(artifact.recipe)
-        return TrtRunner(path, io, recipe=recipe, cuda_graph=cuda_graph)
+        engine = obtain_engine(bundle, artifact, device=device, say=say)
+        return TrtRunner(
+            engine.path,
+            io,
+            recipe=recipe_of(artifact),
+            sha256=engine.sha256,
+            typing=engine.typing,
+            cuda_graph=cuda_graph,
+        )
     from oat_edge.runtime.ort import OrtRunner
 
     return OrtRunner(

@@ -10,7 +10,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-CHILD = "from oat_edge.runtime.child import answer; answer()"
+# Before Python 3.11 PYTHONSAFEPATH does nothing: the working folder is "" on the path.
+CHILD = (
+    "import sys; sys.path[:] = filter(None, sys.path); "
+    "from oat_edge.runtime.child import answer; answer()"
+)
 TIMEOUT_S = 300
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gc
 import os
 import threading
 import weakref
@@ -64,7 +65,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 # cuda.h: CUresult, CUdevice_attribute, CUstream_flags, CUstreamCaptureMode
 OUT_OF_MEMORY, NO_DEVICE = 2, 100
-CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
+MULTIPROCESSORS, CAPABILITY_MAJOR, CAPABILITY_MINOR = 16, 75, 76
 NON_BLOCKING = 1  # never waits for the default stream, which others may use
 THREAD_LOCAL = 1  # calls of other threads do not spoil a capture
 CONTAINER = "in a container: docker run --gpus all, on a Jetson --runtime nvidia"
@@ -79,6 +80,8 @@ class Gpu:
     """E.g. "9.0"."""
     cuda: str
     """Newest CUDA version that the driver serves, e.g. "13.0"."""
+    multiprocessors: int
+    """How many of them: boards of one family differ in it, and so do their engines."""
     memory_mb: float
     """All of it (10^6 bytes); a Jetson shares it with the CPU."""
 
@@ -89,17 +92,19 @@ def gpu() -> Gpu:
     Which of several it is, CUDA_VISIBLE_DEVICES says.
     """
     device = _device()
-    version, major, minor, size = c_int(), c_int(), c_int(), c_size_t()
+    version, major, minor, count, size = c_int(), c_int(), c_int(), c_int(), c_size_t()
     name = ctypes.create_string_buffer(256)
     call("cuDriverGetVersion", byref(version))
     call("cuDeviceGetName", name, len(name), device)
     call("cuDeviceGetAttribute", byref(major), CAPABILITY_MAJOR, device)
     call("cuDeviceGetAttribute", byref(minor), CAPABILITY_MINOR, device)
+    call("cuDeviceGetAttribute", byref(count), MULTIPROCESSORS, device)
     call("cuDeviceTotalMem_v2", byref(size), device)
     return Gpu(
         name=name.value.decode(errors="replace"),
         compute_capability=f"{major.value}.{minor.value}",
         cuda=f"{version.value // 1000}.{version.value % 1000 // 10}",
+        multiprocessors=count.value,
         memory_mb=size.value / 1e6,
     )
 
@@ -220,7 +225,22 @@ class Graph(Owned):
     def __init__(self, stream: Stream, work: Callable[[], None]) -> None:
         make_current()
         graph, replay = c_void_p(), c_void_p()
-        call("cuStreamBeginCapture_v2", stream.handle, THREAD_LOCAL)
+        # Garbage of another owner, freed by this thread meanwhile, would spoil the capture.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            call("cuStreamBeginCapture_v2", stream.handle, THREAD_LOCAL)
+            self._record(stream, work, graph)
+        finally:
+            if collects:
+                gc.enable()
+        try:
+            call("cuGraphInstantiateWithFlags", byref(replay), graph, 0)
+        finally:
+            _discard(graph)
+        super().__init__("cuGraphExecDestroy", replay.value)
+
+    def _record(self, stream: Stream, work: Callable[[], None], graph: c_void_p) -> None:
         try:
             work()
         except BaseException:
@@ -229,11 +249,6 @@ class Graph(Owned):
             _discard(graph)
             raise
         call("cuStreamEndCapture", stream.handle, byref(graph))
-        try:
-            call("cuGraphInstantiateWithFlags", byref(replay), graph, 0)
-        finally:
-            _discard(graph)
-        super().__init__("cuGraphExecDestroy", replay.value)
 
     def launch(self, stream: Stream) -> None:
         """Queue the work."""

@@ -7,19 +7,23 @@ cache folder, not in the bundle, which travels.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from oat_edge import __version__
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.errors import InputError
 from oat_edge.files import (
     cache_dir,
     exclusive_lock,
     read_json,
+    remove_temporaries,
     sha256_file,
     write_bytes,
     write_json,
@@ -54,14 +58,21 @@ class Target:
 
     @property
     def key(self) -> str:
-        """What must be the same where an engine is loaded."""
-        gpu = f"{self.gpu.name} (sm {self.gpu.compute_capability})" if self.gpu else ANY_GPU
-        return f"{self.library.name} | {gpu} | {platform.system()} {platform.machine()}"
+        """What must be the same where an engine is loaded.
+
+        CUDA calls every Jetson of a family the same: the board and its multiprocessors count too.
+        """
+        where = f"{platform.system()} {platform.machine()}"
+        if self.gpu is None:
+            return f"{self.library.name} | {ANY_GPU} | {where}"
+        sm = f"sm {self.gpu.compute_capability}, {self.gpu.multiprocessors} multiprocessors"
+        board = f", {name}" if (name := _board()) else ""
+        return f"{self.library.name} | {self.gpu.name} ({sm}){board} | {where}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
-    """A kept engine and what is known of it."""
+    """An engine on this machine's disk and what is known of it."""
 
     path: Path
     sha256: str
@@ -70,8 +81,8 @@ class Engine:
     """ "strong", or "weak" where an old TensorRT needed precision flags."""
     precision: str | None
     """What its convolutions compute in; None: nobody has looked yet."""
-    log: Path
-    """What the builder said."""
+    log: Path | None = None
+    """What the builder said; None: it was built elsewhere."""
 
 
 def build_target(format: str) -> Target:
@@ -87,8 +98,8 @@ def build_target(format: str) -> Target:
 
 def obtain_engine(
     bundle: Bundle, artifact: Artifact, *, device: str = "cuda", say: Say = silent
-) -> Path:
-    """A file with the engine of `artifact` that this machine can load.
+) -> Engine:
+    """The engine of `artifact` that this machine can load.
 
     The bundle's own if it was built for this machine, else the kept one, else it is built now.
     Raises `InputError` (device is a CPU, damage), `DependencyError`, `BuildError`.
@@ -98,14 +109,32 @@ def obtain_engine(
     from oat_edge.runtime.cuda import gpu
 
     gpu()  # said first: without one, nothing else matters
+    recipe = recipe_of(artifact)
     target = build_target(artifact.format)
-    recipe = Recipe.from_json(artifact.recipe)
     if not artifact.deferred:
         if _loads(artifact.device_key, target, recipe):
-            return bundle.checked_path(artifact)
+            return Engine(
+                path=bundle.checked_path(artifact),
+                sha256=artifact.sha256,
+                device_key=str(artifact.device_key),
+                typing=artifact.typing or "strong",
+                precision=artifact.precision_observed,
+            )
         say(f"{artifact.file} was built for {artifact.device_key}: building it for {target.key}")
     source = source_of(bundle, artifact)
-    return keep_engine(bundle.checked_path(source), recipe, target, say=say).path
+    return keep_engine(bundle.checked_path(source), recipe, target, say=say)
+
+
+def recipe_of(artifact: Artifact) -> Recipe:
+    """How an engine is built; `InputError` if its entry contradicts itself."""
+    recipe = Recipe.from_json(artifact.recipe)
+    named = (artifact.format, artifact.precision_requested)
+    if (recipe.format, recipe.precision) != named:
+        raise InputError(
+            f"the manifest calls {artifact.file} {' '.join(named)}, its recipe "
+            f"{recipe.format} {recipe.precision}: export again with `oat-edge export`"
+        )
+    return recipe
 
 
 def source_of(bundle: Bundle, artifact: Artifact) -> Artifact:
@@ -127,15 +156,17 @@ def keep_engine(onnx: Path, recipe: Recipe, target: Target, *, say: Say = silent
     from oat_edge.exporters.to_tensorrt import build_engine
 
     content = onnx.read_bytes()
-    folder = cache_dir() / "engines"
+    folder = _own_folder(cache_dir() / "engines")
     name = _digest(hashlib.sha256(content).hexdigest(), recipe, target)
     engine, facts, log = (folder / f"{name}.{suffix}" for suffix in ("engine", "json", "log"))
     if (kept := _kept(engine, facts, log)) is not None:
         return kept
     # One build at a time: the builder chooses kernels by their measured speed.
-    with exclusive_lock(folder):
+    wait = f"{onnx.name}: waiting for another command that builds an engine"
+    with exclusive_lock(folder, waiting=lambda: say(wait)):
         if (kept := _kept(engine, facts, log)) is not None:
             return kept
+        remove_temporaries(folder)  # of builds that were killed
         text = f"{onnx.name}: building an engine with {target.library.name}"
         say(text)
         timing = folder / f"timing-{hashlib.sha256(target.key.encode()).hexdigest()[:16]}.cache"
@@ -143,20 +174,21 @@ def keep_engine(onnx: Path, recipe: Recipe, target: Target, *, say: Say = silent
             content,
             recipe,
             target.library,
-            timing_cache=timing.read_bytes() if timing.is_file() else b"",
+            timing_cache=_read(timing),
             log=log,
             progress=lambda share: say(text, share),
         )
         write_bytes(engine, built.plan)
-        if built.timing_cache:
-            write_bytes(timing, built.timing_cache)
         value = {
             "sha256": sha256_file(engine),
             "device_key": target.key,
             "typing": built.typing,
             "precision": built.precision,
         }
-        write_json(facts, value)  # last: without it the engine does not count
+        write_json(facts, value)  # without it the engine does not count
+        if built.timing_cache:
+            with contextlib.suppress(InputError):  # it only makes the next build faster
+                write_bytes(timing, built.timing_cache)
     kept = _kept(engine, facts, log)
     assert kept is not None
     return kept
@@ -173,8 +205,35 @@ def _kept(engine: Path, facts: Path, log: Path) -> Engine | None:
         return None
 
 
+def _own_folder(folder: Path) -> Path:
+    """A folder that nobody else can put an engine into; `InputError` otherwise."""
+    hint = "kept engines lie there, name another place with XDG_CACHE_HOME"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError as error:
+        raise InputError(f"cannot write {folder} ({error.strerror}): {hint}") from error
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise InputError(f"{folder} is another user's, or others may write it: {hint}")
+    return folder
+
+
+def _read(path: Path) -> bytes:
+    """Content of a file; of one that is not there or not readable none."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _board() -> str | None:
+    """Name of a board with a device tree, such as a Jetson."""
+    return _read(Path("/proc/device-tree/model")).decode(errors="replace").strip("\0 \n") or None
+
+
 def _digest(onnx_sha256: str, recipe: Recipe, target: Target) -> str:
-    key = json.dumps([onnx_sha256, recipe.to_json(), target.key], sort_keys=True)
+    # The version: what else the builder is told may change with it.
+    key = json.dumps([onnx_sha256, recipe.to_json(), target.key, __version__], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 

@@ -39,6 +39,16 @@ class Recipe:
             raise InputError(f"format is '{self.format}': expected {', '.join(LIBRARIES)}")
         if self.precision not in PRECISIONS:
             raise InputError(f"precision is '{self.precision}': expected {', '.join(PRECISIONS)}")
+        for name in ("version_compatible", "refit"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is {getattr(self, name)!r}: expected true or false")
+        for name, value in (
+            *(("batch", one) for one in self.batches),
+            ("opt_level", self.opt_level),
+            ("workspace_mb", self.workspace_mb),
+        ):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise InputError(f"{name} is {value!r}: expected a whole number")
         low, usual, high = self.batches if len(self.batches) == 3 else (0, 0, 0)
         if not 1 <= low <= usual <= high <= MAX_BATCH:
             got = ",".join(map(str, self.batches))

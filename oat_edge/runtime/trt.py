@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oat_edge.errors import BuildError, InputError
@@ -19,6 +19,9 @@ from oat_edge.runtime.trt_layers import (
     layers_from_json,
 )
 from oat_edge.runtime.trt_session import Session
+
+# What is not a convolution may then compute in half precision too.
+WEAK = "typing: weak, the library was allowed a precision (it is too old for strong types)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,8 @@ def observe(information: str, requested: str, *, what: str) -> Observation:
 class TrtRunner(Runner):
     """An engine file on the first visible GPU.
 
-    The caller has checked the file's hash: an engine is executable code. Threads may share a
-    runner; their requests run one after the other.
+    sha256: the hash that the file must have; an engine is executable code. typing: how it was
+    built, "strong" or "weak". Threads may share a runner; their requests run one after the other.
     cuda_graph: replay the network's kernels by one call per request, recorded at the first
     request of each batch size. Where that is not done, `remarks` says so.
     Raises `DependencyError` (no GPU, no library, the device fails), `InputError` (an engine that
@@ -70,7 +73,14 @@ class TrtRunner(Runner):
     """How many convolutions really compute in each precision."""
 
     def __init__(
-        self, path: Path, io: RunnerIO, *, recipe: Recipe, cuda_graph: bool = True
+        self,
+        path: Path,
+        io: RunnerIO,
+        *,
+        recipe: Recipe,
+        sha256: str | None = None,
+        typing: str = "strong",
+        cuda_graph: bool = True,
     ) -> None:
         gpu = cuda.gpu()  # first: without a driver TensorRT's runtime crashes instead of failing
         library = trt_api.load(recipe.format)
@@ -81,7 +91,7 @@ class TrtRunner(Runner):
         self.backend = module.replace("_", "-")
         self.device = "cuda"
         self.versions = {module: library.version, "cuda": gpu.cuda}
-        engine = LoadedEngine(library, path, host_code=recipe.version_compatible)
+        engine = LoadedEngine(library, path, sha256=sha256, host_code=recipe.version_compatible)
         try:
             low, high = engine.check_io(io)
             session = Session(engine, io, low, high, cuda_graph=cuda_graph)
@@ -94,6 +104,8 @@ class TrtRunner(Runner):
         self._release = weakref.finalize(self, session.close)
         try:
             seen = observe(session.information(), recipe.precision, what=str(path))
+            if typing == "weak":
+                seen = replace(seen, remarks=(*seen.remarks, WEAK))
         except BaseException:
             self.close()
             raise

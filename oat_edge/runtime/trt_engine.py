@@ -6,6 +6,7 @@ the logger, so errors carry the first thing it was told.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,25 @@ EXPORT_AGAIN = "export again with `oat-edge export`"
 class LoadedEngine:
     """An engine on the device. The thread that uses it has made CUDA's context current.
 
-    host_code: the engine is version-compatible, it brings a small runtime that has to be allowed.
+    sha256: what the content must have: an engine is executable code. host_code: the engine is
+    version-compatible, it brings a small runtime that has to be allowed.
     Raises `InputError` for a file that does not load.
     """
 
-    def __init__(self, library: trt_api.Library, path: Path, *, host_code: bool = False) -> None:
+    def __init__(
+        self,
+        library: trt_api.Library,
+        path: Path,
+        *,
+        sha256: str | None = None,
+        host_code: bool = False,
+    ) -> None:
         try:
             plan = path.read_bytes()
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}): {EXPORT_AGAIN}") from None
+        if sha256 is not None and hashlib.sha256(plan).hexdigest() != sha256:
+            raise InputError(f"{path} has changed (its sha256 differs): {EXPORT_AGAIN}")
         self.path = path
         self.library = library
         self._errors = _Errors()
@@ -45,7 +56,10 @@ class LoadedEngine:
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             why = self._errors.take()
-            raise InputError(f"{path} does not load in {library.name} ({why}): {EXPORT_AGAIN}")
+            rtx = library.format == "trt-rtx"
+            other = ", or with --format trt if TensorRT-RTX does not know this GPU" if rtx else ""
+            text = f"{path} does not load in {library.name} ({why}): {EXPORT_AGAIN}{other}"
+            raise InputError(text)
         self._config = trt_api.runtime_config(library, self._engine)
 
     def check_io(self, io: RunnerIO) -> tuple[int, int]:

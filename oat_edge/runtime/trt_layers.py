@@ -26,8 +26,11 @@ TYPES = {
 }  # fmt: skip
 # Of a layer's types the first of these decides: it computes in the widest.
 WIDEST = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8")
-# Kernels are named by input and output, then by what they multiply: "…_f32f32_tf32f32_f32_…".
-KERNEL_TYPE = re.compile(r"_(?:bf16|e4m3|tf32|f32|f16|i8){2}_(bf16|e4m3|tf32|f32|f16|i8)")
+# Kernels are named by input and output, then by the pair that they multiply and sum in, as in
+# "…_f32f32_tf32f32_f32_…". Without that pair ("…_f16f16_f32_…", the sum alone) it says nothing.
+KERNEL_TYPE = re.compile(
+    r"_(?:bf16|e4m3|tf32|f32|f16|i8){2}_(bf16|e4m3|tf32|f32|f16|i8)(?=bf16|e4m3|tf32|f32|f16|i8|i32)"
+)
 KERNEL_TYPES = {
     "bf16": "bf16", "e4m3": "fp8", "tf32": "tf32", "f32": "fp32", "f16": "fp16", "i8": "int8",
 }  # fmt: skip
@@ -154,7 +157,7 @@ def count_convolutions(layers: Sequence[Layer], nodes: Collection[str] = ()) -> 
     seen: set[str] = set()
     sure = [layer for layer in layers if CONVOLUTION.search(layer.kind)]
     # A classic TensorRT runs a classifier as a convolution too.
-    named = bool(nodes) and any(_convolved(layer, nodes) for layer in sure)
+    named = any(_convolved(layer, nodes) for layer in sure)
     for layer in sure:
         found = _convolved(layer, nodes)
         if found or not (named and layer.onnx_names):
@@ -164,7 +167,7 @@ def count_convolutions(layers: Sequence[Layer], nodes: Collection[str] = ()) -> 
     for layer in rest:
         # A fused layer behind a convolution may name it as well.
         if new := _convolved(layer, nodes) - seen:
-            counts[layer.computes_in] += 1
+            counts[layer.computes_in] += len(new) if layer.kind == OPAQUE else 1
             seen |= new
     return dict(counts)
 

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import common, gpu, inference, masked_gradients, square_reference, train_step
+from benchmarks import (
+    common,
+    fusion,
+    gpu,
+    inference,
+    masked_gradients,
+    square_reference,
+    train_step,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +86,17 @@ def test_square_reference(results: Path, tiny_run: Path, monkeypatch: pytest.Mon
     for row in saved["rows"]:
         assert 0 <= row["robust_accuracy"] <= saved["standard_accuracy"]
         assert 1 <= row["mean_queries"] <= 10
+
+
+def test_fusion(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["fusion", "--arch", "resnet8"])
+    assert fusion.main() == 0
+    saved = json.loads((results / "fusion-resnet8.json").read_text())
+    assert saved["library"].startswith("tensorrt_rtx ")
+    for row in saved["networks"]:
+        assert row["convolutions"] == 9 <= row["pinned"] <= row["lambda-input"]
+    assert set(saved["forms"]) == set(fusion.FORMS)
+    assert saved["forms"]["constant (λ pinned)"]["fused"]
 
 
 def test_gpu_needs_one(

@@ -6,12 +6,15 @@ import dataclasses
 import json
 import subprocess
 import sys
+import threading
+import time
 
 import onnx
 import pytest
 from onnx import numpy_helper
 
 from oat_edge.errors import BuildError, DependencyError, InputError
+from oat_edge.files import exclusive_lock
 from oat_edge.runtime import engines
 from oat_edge.runtime.cuda import Gpu
 from oat_edge.runtime.engines import Target, build_target, keep_engine, obtain_engine
@@ -112,7 +115,7 @@ said = []
 recipe = Recipe(format="trt-rtx", precision="fp32", batches=(1, 2, 4))
 say = lambda text, share=0.0: said.append(text)
 kept = keep_engine(Path(sys.argv[1]), recipe, build_target("trt-rtx"), say=say)
-print(bool(said), kept.sha256)
+print(any("building an" in text for text in said), kept.sha256)
 """
 
 
@@ -135,7 +138,9 @@ def test_commands_at_once_build_one_engine(source, kept, child_environment, tmp_
 
 
 def gpu_named(name, capability="8.7"):
-    return Gpu(name=name, compute_capability=capability, cuda="12.6", memory_mb=7600.0)
+    return Gpu(
+        name=name, compute_capability=capability, cuda="12.6", multiprocessors=8, memory_mb=7600.0
+    )
 
 
 def test_an_engine_loads_where_library_gpu_and_platform_are_the_same():
@@ -180,6 +185,60 @@ def deferred(tiny_bundle, source):
     )  # fmt: skip
     artifacts = (*tiny_bundle.artifacts, engine)
     return dataclasses.replace(tiny_bundle, artifacts=artifacts), engine
+
+
+def test_boards_of_one_family_are_told_apart():
+    library = dataclasses.replace(load("trt-rtx"), format="trt", version="10.3.0")
+    small, large = gpu_named("Orin"), dataclasses.replace(gpu_named("Orin"), multiprocessors=16)
+    assert not engines._loads(Target(library, small).key, Target(library, large), RECIPE)
+
+
+@pytest.mark.parametrize("change", [{"format": "trt-rtx"}, {"precision_requested": "fp16"}])
+def test_an_entry_that_contradicts_its_recipe_is_refused(change, deferred):
+    _, engine = deferred
+    with pytest.raises(InputError, match=r"w0\.50-fp32\.engine .*, its recipe trt fp32"):
+        engines.recipe_of(dataclasses.replace(engine, **change))
+
+
+def test_a_folder_that_others_write_holds_no_engines(source, kept):
+    kept.mkdir(parents=True)
+    kept.chmod(0o777)
+    with pytest.raises(InputError, match=r"others may write it: .*XDG_CACHE_HOME"):
+        build(source)
+    assert list(kept.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_says_where_it_is_named(source, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"cannot write .*XDG_CACHE_HOME"):
+        build(source)
+
+
+def test_what_killed_builds_left_goes_with_the_next(source, kept):
+    kept.mkdir(parents=True, mode=0o700)
+    (kept / ".writing-0123.engine").write_bytes(b"half an engine")
+    build(source)
+    assert not list(kept.glob(".writing-*"))
+
+
+def test_a_build_that_waits_for_another_says_so(source, kept):
+    kept.mkdir(parents=True, mode=0o700)
+    said, built = [], []
+    with exclusive_lock(kept):
+        say = lambda text, share=0.0: said.append(text)  # noqa: E731
+        target = build_target("trt-rtx")
+        waiting = threading.Thread(
+            target=lambda: built.append(keep_engine(source, RECIPE, target, say=say))
+        )
+        waiting.start()
+        for _ in range(2000):
+            if said:
+                break
+            time.sleep(0.01)
+        assert said == [f"{source.name}: waiting for another command that builds an engine"]
+    waiting.join(timeout=120)
+    assert built[0].path.is_file()
 
 
 def test_a_cpu_runs_no_engine(deferred):

@@ -38,6 +38,11 @@ def test_a_recipe_travels_through_json_unchanged(recipe):
         ({"opt_level": 6}, "opt_level is 6: expected 0 to 5"),
         ({"opt_level": -1}, "opt_level is -1: expected 0 to 5"),
         ({"workspace_mb": 0}, "workspace_mb is 0: expected 1 or more"),
+        ({"workspace_mb": 64.5}, "workspace_mb is 64.5: expected a whole number"),
+        ({"batches": (1.5, 8.0, 32.0)}, "batch is 1.5: expected a whole number"),
+        ({"opt_level": True}, "opt_level is True: expected a whole number"),
+        ({"version_compatible": "no"}, "version_compatible is 'no': expected true or false"),
+        ({"refit": 1}, "refit is 1: expected true or false"),
     ],
 )
 def test_what_no_builder_takes_is_refused(change, message):

@@ -126,6 +126,14 @@ def test_an_engine_that_computes_as_asked_carries_no_remark():
     assert seen.kinds["conv_a"] == "CaskConvolution"
 
 
+def test_a_float32_classifier_that_runs_as_a_convolution_is_none():
+    """Classic TensorRT does that to matrix products, and ours stay in float32."""
+    head = ("node_linear", "CaskGemmConvolution", "FP32")
+    text = inspected(("conv_a", "CaskConvolution", "FP16"), head)
+    seen = observe(text, "fp16", what="x.engine")
+    assert seen.convolutions == {"fp16": 1} and seen.remarks == ()
+
+
 def test_an_engine_that_computes_in_another_precision_is_refused():
     text = inspected(("conv_a", "CaskConvolution", "FP16"), ("conv_b", "CaskConvolution", "FP32"))
     with pytest.raises(

@@ -166,6 +166,11 @@ class TestJson:
                 "Channel major FP16 format", "Half",
                 "sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nhwc", "fp16",
             ),
+            # One type behind the first pair is what is summed in, not what is multiplied.
+            (
+                "Channel major FP16 format", "Half",
+                "sm80_xmma_fprop_image_first_layer_f16f16_f32_f16_nhwckrsc_nhwc_k48c4r3", "fp16",
+            ),
         ],
     )  # fmt: skip
     def test_what_a_convolution_computes_in(self, kind, weights, tactic, expected):
@@ -187,7 +192,8 @@ class TestJson:
     def test_a_classifier_run_as_a_convolution_is_none(self):
         classifier = classic("Row major linear FP32", "Float", Metadata="[ONNX Layer: node_linear]")
         layers = read(classic(), classifier)
-        assert count_convolutions(layers, {"node_conv2d"}) == {"fp16": 1}
+        for nodes in ({"node_conv2d"}, ()):  # as at building, and as at opening
+            assert count_convolutions(layers, nodes) == {"fp16": 1}
 
     def test_copies_in_front_of_a_convolution_are_none(self):
         copy = {
@@ -208,6 +214,8 @@ class TestJson:
             "Metadata": "[ONNX Layer: node_conv2d]\x1f[ONNX Layer: node_add]",
         }
         assert count_convolutions(read(opaque)) == {"unknown": 1}
+        several = opaque | {"Metadata": "[ONNX Layer: conv_a]\x1f[ONNX Layer: conv_b]"}
+        assert count_convolutions(read(several)) == {"unknown": 2}
 
     @pytest.mark.parametrize("layers", [["node_conv2d + node_relu"], [classic(), "a"], []])
     def test_names_alone_are_an_error_that_says_so(self, layers):
