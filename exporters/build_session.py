@@ -15,7 +15,7 @@ from oat_edge.runtime.trt_api import Library, make_logger
 from oat_edge.runtime.trt_layers import LOGGED
 
 MAX_ERRORS = 3
-MAX_ERROR_LENGTH = 300
+MAX_ERROR_LENGTH = 200
 
 
 class Session:

@@ -70,12 +70,12 @@ def compare(
     loaded, reason = find_checkpoint(opened, checkpoint)
     with steps(console) as say:
         found = compare_bundle(opened, config, checkpoint=loaded, reason=reason, say=say)
-    print_comparison(found, console)
     if json == "-":
         json_module.dump(found.to_json(), sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")
-    elif json is not None:
+    elif json is not None:  # first: a closed pipe ends the printing
         write_json(Path(json), found.to_json())
+    print_comparison(found, console)
     if found.failed:
         raise GateError(describe_failure(found))
 

@@ -100,7 +100,7 @@ def _table(found: Comparison) -> object:
             _small(row.mean_abs_diff),
             _percent(row.argmax_agreement),
             _gate(row.gate),
-            RESULT[row.passed],
+            "itself" if row.is_reference and row.passed is None else RESULT[row.passed],
             style="red" if row.passed is False else None,
         )
     return table

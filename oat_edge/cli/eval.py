@@ -21,7 +21,7 @@ from oat_edge.bundle import MANIFEST, Bundle
 from oat_edge.cli.console import bar, output_console
 from oat_edge.cli.eval_summary import print_evaluation
 from oat_edge.cli.options import DataDir, Download, JsonFile, Seed, Width, fraction
-from oat_edge.errors import InputError
+from oat_edge.errors import DependencyError, InputError
 from oat_edge.evaluation.config import ATTACKS, EvalConfig, parse_attacks
 from oat_edge.evaluation.report import REPORT, SAMPLES, Evaluation
 from oat_edge.files import check_replaceable, write_json
@@ -168,7 +168,7 @@ def _of_run(
     if device not in ("cpu", "cuda"):
         raise InputError(f"device is '{device}': expected cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is 'cuda', but torch sees no CUDA device: use --device cpu")
+        raise DependencyError("device is 'cuda', but torch sees no CUDA device: use --device cpu")
     checkpoint = load_checkpoint(path)
     widths = select(width, checkpoint.spec.widths, "width", every="all")
     lambdas = _lambdas(lam, checkpoint.spec)

@@ -40,7 +40,9 @@ class Row:
     """Pairs with a logit that is not a finite number."""
     gate: Gate
     passed: bool | None
-    """None: no gate."""
+    """None: no gate, or it is the reference itself and mixing λ and batch sizes did no harm."""
+    is_reference: bool
+    """The file that the others are compared with: its weights are compared with nothing."""
     failure: str | None
     """What is wrong with its logits where classes alone would not show it."""
     batch_sizes: tuple[int, ...]

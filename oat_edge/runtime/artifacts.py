@@ -96,7 +96,8 @@ def _fitting(
         artifact
         for format in wanted
         for artifact in bundle.of_format(format)
-        if artifact.precision_requested in allowed
+        # An engine that was named is refused when it is opened, which says where it runs.
+        if artifact.precision_requested in allowed or (formats and not precisions)
     ]
     return sorted(fitting, key=lambda a: (a.width, a.pinned_lambda is not None))
 

@@ -87,7 +87,15 @@ def test_resume_refuses_other_settings(main, tiny_run):
     [
         ("--width 0.3", "width 0.3 is not there: have 0.5, 1"),
         ("--width none", "width is 'none'"),
-        ("--format trt", "format is 'trt': this version exports onnx"),
+        ("--format tflite", "format is 'tflite': expected onnx, trt, trt-rtx"),
+        ("--batch 1,8,32", "--batch: of engines only, format is 'onnx': --format trt"),
+        ("--opt-level 3 --refit --no-defer", "--opt-level, --refit, --no-defer: of engines only"),
+        ("--format trt --batch 8,1,32", "batch is '8,1,32': expected the fewest, usual and most"),
+        ("--format trt --batch 1,8", "batch is '1,8'"),
+        ("--format trt --batch x", "batch is 'x': expected whole numbers such as 1,8,32"),
+        ("--format trt --opt-level 9", "opt_level is 9: expected 0 to 5"),
+        ("--format trt --precision int8", "precision is 'int8': this version exports fp32, fp16"),
+        ("--precision fp64", "precision is 'fp64'"),
         ("--precision int8", "precision is 'int8'"),
         ("--pin-lambda 1.5", "pin_lambda is 1.5"),
         ("--pin-lambda nan", "pin_lambda is nan"),
@@ -104,6 +112,12 @@ def test_export_refuses(arguments, part, main, tiny_run):
     given = ["--checkpoint", tiny_run] if "--checkpoint" not in arguments else []
     check_refused(main("export", *given, *arguments.split()), 2, part)
     assert here() == [str(Path.cwd() / "file")] and Path("file").read_text() == "mine"
+
+
+def test_export_of_engines_now_needs_what_builds_them(main, tiny_run, no_gpu):
+    ended = main("export", "--checkpoint", tiny_run, "--format", "trt", "--no-defer")
+    check_refused(ended, 3, "tensorrt", "oat-edge[trt]")
+    assert here() == []
 
 
 def test_export_without_a_run_says_how_to_make_one(main):

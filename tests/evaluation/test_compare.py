@@ -202,6 +202,8 @@ def test_without_torch_the_fp32_files_are_the_reference(bundle):
     assert found.reference.reason == "torch is not installed"
     knob, pinned = row_of(found, KNOB), row_of(found, PINNED)
     assert "it is the reference itself" in knob.remarks[0] and pinned.remarks == ()
+    assert knob.is_reference and knob.passed is None
+    assert not pinned.is_reference and pinned.passed is True
     assert pinned.max_abs_diff > 0  # another graph than the one with λ as an input
     assert "onnxruntime" in found.reference.versions
 

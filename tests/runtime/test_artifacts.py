@@ -108,7 +108,7 @@ def test_an_application_gets_the_widest_engine_of_the_smallest_precision(bundle_
     [
         ({"width": 0.75}, "no onnx file of width 0.75 for cpu"),
         ({"width": 0.5, "pinned_lambda": 0.3}, "pinned at λ=0.3 for cpu"),
-        ({"width": 0.5, "format": "trt"}, "no trt file of width 0.5 for cpu"),
+        ({"width": 0.5, "format": "trt"}, "no trt file of width 0.5"),
         ({"width": 0.5, "format": "tensorrt"}, "format is 'tensorrt': expected onnx, trt, trt-rtx"),
         ({"width": 0.5, "precision": "half"}, "precision is 'half': expected fp32, fp16, int8"),
     ],
