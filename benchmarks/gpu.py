@@ -112,22 +112,14 @@ def open_all(
     files[PINNED] = folder / export(folded, spec, pinned_lambda=PINNED, **settings).file
     recipe = Recipe(format=arguments.format, precision="fp16", batches=(1, 8, max(BATCHES)))
 
-    def io(pinned: float | None) -> RunnerIO:
-        return RunnerIO(
-            image_shape=spec.image_shape,
-            num_classes=spec.num_classes,
-            lambdas=spec.lambdas,
-            pinned_lambda=pinned,
-        )
-
     def engine(pinned: float | None) -> TrtRunner:
         kept = keep_engine(files[pinned], recipe, build_target(recipe.format))
-        return TrtRunner(kept.path, io(pinned), recipe=recipe)
+        return TrtRunner(kept.path, RunnerIO.of(spec, pinned), recipe=recipe)
 
     makers: dict[str, Callable[[], Any]] = {
         KNOB: lambda: engine(None),
         FLOOR: lambda: engine(PINNED),
-        ORT: lambda: OrtRunner(files[None], io(None), device="cuda", precision="fp16"),
+        ORT: lambda: OrtRunner(files[None], RunnerIO.of(spec), device="cuda", precision="fp16"),
         COMPILED: lambda: CompiledTorch(folded),
     }
     runners, absent = {}, {}

@@ -70,12 +70,7 @@ def measure(
     lam = np.resize(np.asarray(spec.lambdas, dtype=np.float32), batch)
     runners = {}
     for kind, path in files.items():
-        io = RunnerIO(
-            image_shape=spec.image_shape,
-            num_classes=spec.num_classes,
-            lambdas=spec.lambdas,
-            pinned_lambda=1.0 if kind == "pinned" else None,
-        )
+        io = RunnerIO.of(spec, 1.0 if kind == "pinned" else None)
         runners[kind] = OrtRunner(path, io, threads=arguments.threads)
     check_equal(runners, image, lam)
     calls = arguments.calls

@@ -166,13 +166,7 @@ class _One:
             return self._checked(artifact, runner, recipe.batches)
 
     def _io(self) -> RunnerIO:
-        spec = self.checkpoint.spec
-        return RunnerIO(
-            image_shape=spec.image_shape,
-            num_classes=spec.num_classes,
-            lambdas=spec.lambdas,
-            pinned_lambda=self.pinned_lambda,
-        )
+        return RunnerIO.of(self.checkpoint.spec, self.pinned_lambda)
 
     def _checked(
         self, artifact: Artifact, runner: Runner, batches: tuple[int, int, int] | None

@@ -25,6 +25,7 @@ from oat_edge.data import Dataset, load
 from oat_edge.nn.network import OATSNetwork
 from oat_edge.nn.zoo import build_network
 from oat_edge.train.recipes import recipe
+from tests.gpus import NO_GPU
 
 # Tests hold on a busy machine too: none of them asserts a time.
 settings.register_profile("oat-edge", deadline=None)
@@ -149,22 +150,5 @@ def command(child_environment: dict[str, str]) -> Callable[..., subprocess.Compl
 @pytest.fixture
 def no_gpu() -> None:
     """For what a machine without a GPU says."""
-    from oat_edge.errors import DependencyError
-    from oat_edge.runtime.cuda import gpu
-
-    try:
-        pytest.skip(f"this machine has a GPU: {gpu().name}")
-    except DependencyError:
-        return
-
-
-@pytest.fixture(scope="session")
-def has_gpu() -> None:
-    """For what only a GPU shows: skips, with the reason, where there is none."""
-    from oat_edge.errors import DependencyError
-    from oat_edge.runtime.cuda import gpu
-
-    try:
-        gpu()
-    except DependencyError as error:
-        pytest.skip(str(error))
+    if NO_GPU is None:
+        pytest.skip("this machine has a GPU")

@@ -35,7 +35,7 @@ class BenchConfig:
     profile: bool = False
     """Also take the times of layers, after all else."""
     profile_runs: int = 50
-    """Requests behind a layer's mean time."""
+    """Requests behind a layer's median time."""
     min_seconds: float = 10.0
     """Measured time per (artifact, batch) in latency mode."""
     min_iterations: int = 1000

@@ -114,6 +114,10 @@ def collect(
     else:
         reason = "/proc/driver/nvidia/version is not readable"
         driver = known("driver", nvidia_driver(sysroot), reason)
+    if device != "cpu":
+        for name, value in (("clocks_mhz", clocks), ("power_mode", governor)):
+            if value is not None:
+                warnings.append(f"{name}: of the CPU; the GPU's are not read yet")
     load = _read(sysroot / "proc/loadavg")
     if load is None:
         warnings.append("load_average: /proc/loadavg is not readable")

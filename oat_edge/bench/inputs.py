@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -15,8 +16,10 @@ from oat_edge.errors import DependencyError, InputError
 from oat_edge.evaluation.accuracy import to_float
 from oat_edge.evaluation.pack import AttackPack
 from oat_edge.evaluation.pack_set import PackSet
-from oat_edge.runtime.artifacts import ENGINES, artifacts_for
+from oat_edge.runtime import trt_api
+from oat_edge.runtime.artifacts import ENGINES, FORMATS, artifacts_for
 from oat_edge.runtime.cuda import gpu
+from oat_edge.runtime.ort_session import load_library
 from oat_edge.runtime.recipe import Recipe
 from oat_edge.runtime.runner import Float32
 
@@ -35,7 +38,7 @@ def check_device(device: str, *, sysroot: Path = Path("/")) -> None:
         try:
             gpu()
         except DependencyError as error:
-            raise DependencyError(f"device is 'cuda': {error}") from error
+            raise DependencyError(f"device is 'cuda': {error}; or use --device cpu") from error
         return
     driver = nvidia_driver(sysroot)
     found = [f"NVIDIA driver {driver}" if driver else "no NVIDIA driver"]
@@ -80,12 +83,90 @@ def _check_engine(artifact: Artifact, config: BenchConfig) -> None:
             f"{artifact.file} is a {artifact.format} engine, the device is cpu: "
             "bench --device cuda, or --format onnx"
         )
-    least, _, most = Recipe.from_json(artifact.recipe).batches
+    least, most = _batch_range(artifact)
     if outside := [batch for batch in config.batches if not least <= batch <= most]:
+        ends = ",".join(map(str, sorted({least, most})))
         raise InputError(
-            f"batch is {outside[0]}: engine {artifact.file} takes {least} to {most} images per "
-            f"request; bench --batch {least},{most}, or export again with a wider --batch"
+            f"batch is {outside[0]}: engine {artifact.file} takes {_images(least, most)} per "
+            f"request; bench --batch {ends}, or export again with a wider --batch"
         )
+
+
+def fit_batches(
+    bundle: Bundle, widths: Sequence[float], config: BenchConfig
+) -> tuple[BenchConfig, str | None]:
+    """`config` with its batches moved into what all engines take, and a line if that changed any.
+
+    For batches that nobody named. Raises `InputError` if the engines have no batch in common.
+    """
+    if config.device == "cpu":
+        return config, None
+    artifacts = artifacts_for(
+        bundle,
+        widths,
+        device=config.device,
+        formats=config.formats,
+        precisions=config.precisions,
+    )
+    engines = [artifact for artifact in artifacts if artifact.format in ENGINES]
+    if not engines:
+        return config, None
+    low = max(engines, key=lambda engine: _batch_range(engine)[0])
+    high = min(engines, key=lambda engine: _batch_range(engine)[1])
+    least, most = _batch_range(low)[0], _batch_range(high)[1]
+    if least > most:
+        raise InputError(
+            f"no batch suits both {low.file} ({_images(*_batch_range(low))}) and {high.file} "
+            f"({_images(*_batch_range(high))}): choose with --width, --format or --precision"
+        )
+    batches = tuple(sorted({min(max(batch, least), most) for batch in config.batches}))
+    if batches == config.batches:
+        return config, None
+    limit = low if min(config.batches) < least else high
+    usual, fitting = (",".join(map(str, some)) for some in (config.batches, batches))
+    told = f"batch {fitting} instead of {usual}: {limit.file} takes "
+    told += f"{_images(*_batch_range(limit))} per request"
+    return dataclasses.replace(config, batches=batches), told
+
+
+def check_libraries(bundle: Bundle, artifacts: Sequence[Artifact]) -> None:
+    """Raise `DependencyError` if the library of an engine is missing.
+
+    It says which formats of the bundle could be measured in its place. The device must be there:
+    without a driver TensorRT crashes.
+    """
+    widths = {artifact.width for artifact in artifacts}
+    have = {artifact.format for artifact in bundle.artifacts if artifact.width in widths}
+    for format in dict.fromkeys(a.format for a in artifacts if a.format in ENGINES):
+        error = _missing(format)
+        if error is not None:
+            others = [name for name in FORMATS if name in have and _missing(name) is None]
+            names = ",".join(others)
+            hint = f"; or measure what runs here: bench --format {names}" if names else ""
+            raise DependencyError(f"{error}{hint}") from error
+
+
+def _missing(format: str) -> DependencyError | None:
+    """Why a format cannot run on the GPU that is here."""
+    try:
+        if format in ENGINES:
+            trt_api.load(format)
+        else:
+            load_library("cuda")
+    except DependencyError as error:
+        return error
+    return None
+
+
+def _batch_range(engine: Artifact) -> tuple[int, int]:
+    least, _, most = Recipe.from_json(engine.recipe).batches
+    return least, most
+
+
+def _images(least: int, most: int) -> str:
+    if least < most:
+        return f"{least} to {most} images"
+    return f"{least} image{'s' if least > 1 else ''}"
 
 
 def load_packs(bundle: Bundle, attacks: Sequence[str]) -> PackSet | None:

@@ -2,7 +2,8 @@
 
 On the host it is resident memory after the artifact was opened and run at a batch, less that of
 the same process just before, with Python, numpy and the back end already loaded. On a GPU it is
-the same difference of what is in use on the whole GPU, with the CUDA context already made.
+the same difference of what is in use on the whole GPU, with the CUDA context already made; it is
+right while no other process takes or frees memory there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from oat_edge.runtime.ort_session import load_library
 from oat_edge.runtime.recipe import LIBRARIES
 
 RUNS = 3
+DISTURBED = "less of the GPU's memory was in use than before: another process freed some"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +37,7 @@ class MemoryCost:
     """Resident memory of the process."""
     reason: str | None = None
     gpu_added_mb: dict[int, float | None] | None = None
-    """Memory of the GPU; None on a CPU."""
+    """Memory of the whole GPU; None on a CPU. Other processes disturb it."""
     gpu_reason: str | None = None
 
 
@@ -76,11 +78,16 @@ def measure_memory(
         )
     added_mb = _added(batches, found["resident_mb"])
     gpu_added_mb = _added(batches, found["gpu_mb"]) if on_gpu else None
+    gpu_reason = found["gpu_reason"]
+    for batch, mb in (gpu_added_mb or {}).items():
+        if gpu_added_mb is not None and mb is not None and mb < 0:
+            gpu_added_mb[batch] = None
+            gpu_reason = gpu_reason or DISTURBED
     return MemoryCost(
         added_mb=added_mb,
         reason="/proc/self/status is not readable here" if None in added_mb.values() else None,
         gpu_added_mb=gpu_added_mb,
-        gpu_reason=found["gpu_reason"],
+        gpu_reason=gpu_reason,
     )
 
 

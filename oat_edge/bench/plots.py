@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -29,9 +29,14 @@ from oat_edge.evaluation.pack_set import WORST
 from oat_edge.evaluation.transfer import TransferGrid
 from oat_edge.require import require
 
-LABEL_PT = 6.5
+LABEL_PT, MARKER_PT = 6.5, 4.5
+COINCIDE_PT = MARKER_PT / 2
 # Of long names, which say format and precision, too.
 LEGEND_COLUMNS = 3
+
+
+# Data coordinates, display coordinates in points, text and colour.
+_Label: TypeAlias = tuple[Float64, Float64, str, str]
 
 
 def plot_tradeoff(report: Report, path: Path) -> None:
@@ -88,7 +93,10 @@ class _Line:
 
 
 def _lines(rows: Sequence[Row]) -> list[_Line]:
-    """A line per width and kind: colours tell widths apart, markers kinds (widths, if one kind)."""
+    """A line per width and kind: colours tell widths apart, markers kinds; of one width or one
+
+    kind, both tell the others apart.
+    """
     widths = sorted({row.width for row in rows})
     kinds = list(dict.fromkeys(row.kind for row in rows))
     lines = []
@@ -99,7 +107,7 @@ def _lines(rows: Sequence[Row]) -> list[_Line]:
                 continue
             several = len(kinds) > 1
             name = f"width {width:g}" + (f", {' '.join(kind)}" if several else "")
-            style = _style(i, j if several else i)
+            style = _style(i if len(widths) > 1 else j, j if several else i)
             lines.append(_Line(name, style, sorted(found, key=lambda row: row.lam)))
     return lines
 
@@ -165,7 +173,7 @@ def _label_lambdas(
     patch = {"boxstyle": "square,pad=0.06", "fc": "white", "ec": "none", "alpha": 0.75}
     points_per_pixel = 72.0 / axes.figure.dpi
     lines = [axes.transData.transform(line) * points_per_pixel for line in other_lines]
-    todo: list[tuple[Float64, Float64, str, str]] = []
+    todo: list[_Label] = []
     for network in networks:
         rows = network.rows
         data = np.column_stack([[x_of(row) for row in rows], _percent(rows, WORST)])
@@ -176,6 +184,7 @@ def _label_lambdas(
             name = f"λ={row.lam:g}" if end else f"{row.lam:g}"
             todo.append((data[index], display[index], name, network.style["color"]))
     todo.sort(key=lambda item: not item[2].startswith("λ"))
+    todo = _without_repeats(todo)
     points = np.array([place for _, place, _, _ in todo])
     sizes = np.array([(0.56 * LABEL_PT * len(name), 0.85 * LABEL_PT) for _, _, name, _ in todo])
     box = axes.bbox.transformed(axes.figure.dpi_scale_trans.inverted())
@@ -198,11 +207,24 @@ def _label_lambdas(
         )
 
 
+def _without_repeats(todo: Sequence[_Label]) -> list[_Label]:
+    """Of labels that say the same of points that lie on each other the last: its is on top."""
+
+    def repeated(index: int) -> bool:
+        _, place, name, _ = todo[index]
+        return any(
+            other == name and np.hypot(*(there - place)) < COINCIDE_PT
+            for _, there, other, _ in todo[index + 1 :]
+        )
+
+    return [label for index, label in enumerate(todo) if not repeated(index)]
+
+
 def _style(colour: int, marker: int) -> dict[str, Any]:
     return {
         "color": COLOURS[colour % len(COLOURS)],
         "marker": MARKERS[marker % len(MARKERS)],
-        "markersize": 4.5,
+        "markersize": MARKER_PT,
         "markeredgecolor": "white",
         "markeredgewidth": 0.6,
         "linewidth": 1.2,
@@ -236,7 +258,7 @@ def transfer_caption(report: Report, grid: TransferGrid) -> str:
     """Device, n, attack and ε of a heat map, in one line."""
     settings = report.settings.get("attacks", {}).get(grid.attack, {})
     eps = f", ε = {format_eps(settings['eps'])}" if "eps" in settings else ""
-    backends = dict.fromkeys(f"{row.backend} {row.precision}" for row in report.knob_rows)
+    backends = dict.fromkeys(f"{row.backend} {row.precision}" for row in report.transfer_rows)
     return SEPARATOR.join(
         [
             _device(report),

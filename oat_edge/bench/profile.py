@@ -19,7 +19,7 @@ class LayerShare:
     kind: str
     """Operator or kernel family."""
     ms: float
-    """Mean over the profiled requests."""
+    """Median over the profiled requests."""
     share: float
     """Of the sum over all layers."""
 
@@ -33,7 +33,7 @@ class ArtifactProfile:
     backend: str
     layers: tuple[LayerShare, ...]
     total_ms: float
-    """Sum over the layers. Looking costs time: it is not the latency."""
+    """Sum over the layers. Looking costs time: it is more than the latency."""
 
 
 def profile_artifact(

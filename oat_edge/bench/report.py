@@ -142,9 +142,11 @@ class Report:
     """Raw latency samples, beside the report."""
     warnings: tuple[str, ...]
     transfer: tuple[TransferGrid, ...] = ()
-    """By attack; the files that take λ as an input are the targets."""
+    """By attack; the targets are files that take λ as an input, one per width."""
     profile: tuple[ArtifactProfile, ...] = ()
     """Times of layers, of the files that take λ as an input (bench --profile)."""
+    transfer_artifacts: tuple[str, ...] | None = None
+    """Those files; None in reports from before, which do not say."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values of schema oat-edge/bench/1; no NaN."""
@@ -168,6 +170,12 @@ class Report:
     def kinds(self) -> tuple[tuple[str, str], ...]:
         """Formats and precisions of the rows, in their order."""
         return tuple(dict.fromkeys(row.kind for row in self.rows))
+
+    @property
+    def transfer_rows(self) -> tuple[Row, ...]:
+        """Rows of the files that the transfer grids are of, as far as the report says."""
+        files = self.transfer_artifacts
+        return tuple(row for row in self.knob_rows if files is None or row.artifact in files)
 
     @property
     def knob_rows(self) -> tuple[Row, ...]:

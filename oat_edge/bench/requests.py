@@ -65,8 +65,8 @@ def latency_samples(
 
 def throughput_ips(
     bundle: Bundle, artifact: Artifact, images: Mapping[int, Float32], config: BenchConfig
-) -> dict[int, float]:
-    """Images per second by batch.
+) -> tuple[dict[int, float], tuple[str, ...]]:
+    """Images per second by batch, and what the runners remark.
 
     On a CPU the workers share one runner and the cores, so each request has one thread. On a GPU
     each has a runner of its own: the requests of one wait for each other.
@@ -87,7 +87,8 @@ def throughput_ips(
                 min_seconds=config.throughput_seconds,
                 warmup_s=config.warmup_min_s,
             ).images_per_s
-    return found
+    remarks = dict.fromkeys(remark for runner in runners for remark in runner.remarks)
+    return found, tuple(remarks)
 
 
 def num_workers(config: BenchConfig) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from oat_edge.bench.config import PACK, BenchConfig
+from oat_edge.bench.lambda_cost import lambda_cost
 from oat_edge.bench.latency import LatencySamples
 from oat_edge.bench.memory import MemoryCost
 from oat_edge.bench.report import LambdaCost, LambdaFlatness, Row
@@ -40,11 +41,6 @@ class Figures:
     remarks: tuple[str, ...] = ()
     """What the runner says that its figures must carry."""
 
-    @property
-    def kind(self) -> tuple[str, str]:
-        """Format and precision: only within one of them does λ alone make the difference."""
-        return self.artifact.format, self.precision
-
 
 def make_rows(
     figures: Sequence[Figures],
@@ -76,7 +72,7 @@ def make_rows(
     return (
         _mark_front(_with_unequal_attacks_told(rows), figures),
         tuple(flatness),
-        _lambda_cost(figures, p50_ms),
+        lambda_cost([(figure.artifact, figure.precision) for figure in figures], p50_ms),
     )
 
 
@@ -214,62 +210,3 @@ def _mark_front(rows: Sequence[Row], figures: Sequence[Figures]) -> tuple[Row, .
         for index, on_front in zip(indices, front, strict=True):
             marked[index] = dataclasses.replace(rows[index], pareto=bool(on_front))
     return tuple(marked)
-
-
-def _lambda_cost(
-    figures: Sequence[Figures], p50_ms: dict[tuple[str, int], float]
-) -> tuple[LambdaCost, ...]:
-    """One entry per (width, format, precision, batch, pinned file); one with a reason where a
-
-    side is missing.
-    """
-    groups: dict[tuple[float, tuple[str, str]], list[Artifact]] = {}
-    for figure in figures:
-        groups.setdefault((figure.artifact.width, figure.kind), []).append(figure.artifact)
-    costs: list[LambdaCost] = []
-    for (width, kind), files in sorted(groups.items(), key=lambda item: item[0]):
-        knob = next((a for a in files if a.pinned_lambda is None), None)
-        pinned: list[Artifact | None] = [a for a in files if a.pinned_lambda is not None]
-        batches = sorted({batch for file, batch in p50_ms if file == files[0].file})
-        for batch in batches:
-            for other in pinned or [None]:
-                costs.append(_one_cost(width, kind, batch, knob, other, p50_ms))
-    return tuple(costs)
-
-
-def _one_cost(
-    width: float,
-    kind: tuple[str, str],
-    batch: int,
-    knob: Artifact | None,
-    pinned: Artifact | None,
-    p50_ms: dict[tuple[str, int], float],
-) -> LambdaCost:
-    knob_ms = p50_ms[knob.file, batch] if knob else None
-    pinned_ms = p50_ms[pinned.file, batch] if pinned else None
-    reason = None
-    if knob_ms is None:
-        reason = f"no file with a λ input; {_export(width, knob or pinned)}"
-    elif not pinned_ms:
-        reason = f"no pinned file; {_export(width, knob)} --pin-lambda 0.3"
-    return LambdaCost(
-        width=width,
-        batch=batch,
-        artifact=knob.file if knob else None,
-        pinned_artifact=pinned.file if pinned else None,
-        pinned_lambda=pinned.pinned_lambda if pinned else None,
-        lambda_input_p50_ms=knob_ms,
-        pinned_p50_ms=pinned_ms,
-        ratio=knob_ms / pinned_ms if knob_ms is not None and pinned_ms else None,
-        reason=reason,
-        format=kind[0],
-        precision=kind[1],
-    )
-
-
-def _export(width: float, like: Artifact | None) -> str:
-    """The command that adds a file of the same kind; ONNX in float32 is what it makes anyway."""
-    command = f"oat-edge export --width {width:g}"
-    if like is not None and (like.format, like.precision_requested) != ("onnx", "fp32"):
-        command += f" --format {like.format} --precision {like.precision_requested}"
-    return command

@@ -15,6 +15,7 @@ from oat_edge.bench.inputs import (
     bench_images,
     check_device,
     check_lambdas,
+    check_libraries,
     files_to_measure,
     load_packs,
 )
@@ -27,13 +28,14 @@ from oat_edge.bench.requests import latency_samples, num_workers, open_runner_of
 from oat_edge.bench.rows import Figures, make_rows
 from oat_edge.bench.throughput import available_cores
 from oat_edge.bundle import Artifact, Bundle
+from oat_edge.errors import OatEdgeError
 from oat_edge.evaluation.outcome import Outcome
 from oat_edge.evaluation.pack_set import PackSet
 from oat_edge.evaluation.transfer import TransferGrid, transfer_grids
 from oat_edge.operating_point import OperatingPoint
 from oat_edge.runtime.engines import Say, silent
 from oat_edge.runtime.recipe import LIBRARIES
-from oat_edge.runtime.runner import Float32, Runner
+from oat_edge.runtime.runner import Float32
 
 # Per file; only for the estimate of the time left.
 MEMORY_GUESS_S = 2.0
@@ -62,13 +64,14 @@ def bench_bundle(
     config = dataclasses.replace(config, threads=config.threads or available_cores())
     check_lambdas(bundle, lambdas)
     artifacts = files_to_measure(bundle, widths, config)
+    check_libraries(bundle, artifacts)
     packs = load_packs(bundle, config.attacks)
     images, image_source = bench_images(bundle, packs, config.batches, seed=config.seed)
     environment = collect(device=config.device)
     measured = _measure_all(bundle, artifacts, packs, images, lambdas, config, progress, say)
     figures = [one.figures for one in measured]
     rows, flatness, cost = make_rows(figures, lambdas, bundle.spec.lambdas, config)
-    transfer, transfer_warnings = _transfer(measured)
+    transfer, transfer_artifacts, transfer_warnings = _transfer(measured, config)
     report = Report(
         environment=_with_engine_versions(environment, measured),
         settings={
@@ -87,9 +90,15 @@ def bench_bundle(
         lambda_cost=cost,
         lambda_flatness=flatness,
         samples_file=None,
-        warnings=(NOT_SAVED, *(packs.warnings if packs else ()), *transfer_warnings),
+        warnings=(
+            NOT_SAVED,
+            *(packs.warnings if packs else ()),
+            *transfer_warnings,
+            *(text for one in measured for text in one.warnings),
+        ),
         transfer=transfer,
         profile=tuple(profile for one in measured for profile in one.profiles),
+        transfer_artifacts=transfer_artifacts,
     )
     return report, tuple(one for figure in figures for one in figure.samples.values())
 
@@ -105,6 +114,8 @@ class _Measured:
     versions: dict[str, str]
     nodes: dict[str, int]
     """Of a file in ONNX Runtime on a GPU: nodes by provider."""
+    warnings: tuple[str, ...]
+    """What could not be found out, and why."""
 
 
 def _measure_all(
@@ -147,15 +158,11 @@ def _measure_all(
                     label=label,
                 )
             )
-        profiles = [
-            _profiles(artifact, runner, images, config, stages)
-            for artifact, runner in zip(artifacts, runners, strict=True)
-        ]
         nodes = [getattr(runner, "node_counts", {}) for runner in runners]
     measured = []
     for index, (artifact, runner) in enumerate(zip(artifacts, runners, strict=True)):
         stages.begin(f"throughput {artifact.file}")
-        throughput = throughput_ips(bundle, artifact, images, config)
+        throughput, remarks = throughput_ips(bundle, artifact, images, config)
         stages.begin(f"memory {artifact.file}")
         figures = Figures(
             artifact=artifact,
@@ -174,15 +181,20 @@ def _measure_all(
             accuracy={lam: outcome.accuracy() for lam, outcome in outcomes[index].items()},
             pack_lambdas=() if packs is None else packs.lambdas(artifact.width),
             on_gpu=config.device != "cpu",
-            remarks=runner.remarks,
+            remarks=(
+                *runner.remarks,
+                *(f"throughput_ips: {text}" for text in remarks if text not in runner.remarks),
+            ),
         )
+        profiles, warnings = _profiles(bundle, artifact, images, config, stages)
         measured.append(
             _Measured(
                 figures=figures,
                 outcomes=outcomes[index],
-                profiles=profiles[index],
+                profiles=profiles,
                 versions=runner.versions,
                 nodes=nodes[index],
+                warnings=warnings,
             )
         )
     stages.finish()
@@ -190,39 +202,55 @@ def _measure_all(
 
 
 def _profiles(
+    bundle: Bundle,
     artifact: Artifact,
-    runner: Runner,
     images: Mapping[int, Float32],
     config: BenchConfig,
     stages: Stages,
-) -> tuple[ArtifactProfile, ...]:
-    """Of a file that takes λ as an input, if layers are asked for."""
+) -> tuple[tuple[ArtifactProfile, ...], tuple[str, ...]]:
+    """Of a file that takes λ as an input, if layers are asked for; and why there is none.
+
+    It comes last, on a runner of its own: what goes wrong here costs no other figure.
+    """
     if not config.profile:
-        return ()
+        return (), ()
     stages.begin(f"layers {artifact.file}")
     if artifact.pinned_lambda is not None:
-        return ()
-    return profile_artifact(artifact, runner, images, runs=config.profile_runs)
+        return (), ()
+    try:
+        with open_runner_of(bundle, artifact, config, threads=config.threads) as runner:
+            return profile_artifact(artifact, runner, images, runs=config.profile_runs), ()
+    except (OatEdgeError, OSError) as error:
+        return (), (f"profile: {artifact.file}: {error}",)
 
 
 def _transfer(
-    measured: Sequence[_Measured],
-) -> tuple[tuple[TransferGrid, ...], tuple[str, ...]]:
-    """Grids whose targets are the files that take λ as an input, one per width; and a warning."""
+    measured: Sequence[_Measured], config: BenchConfig
+) -> tuple[tuple[TransferGrid, ...], tuple[str, ...] | None, tuple[str, ...]]:
+    """Grids whose targets are files that take λ as an input, one per width; which files; warnings.
+
+    Of several files of a width it is the first, on a CPU the one in float32 if there is one: half
+    precision is only emulated there.
+    """
     files: dict[float, list[_Measured]] = {}
     for one in measured:
         if one.figures.artifact.pinned_lambda is None:
             files.setdefault(one.figures.artifact.width, []).append(one)
+    if config.device == "cpu":
+        for several in files.values():
+            several.sort(key=lambda one: one.figures.precision != "fp32")
     targets = {
         OperatingPoint(width, lam): outcome
         for width, (first, *_) in files.items()
         for lam, outcome in first.outcomes.items()
     }
     grids = transfer_grids(targets)
-    shown = ", ".join(first.figures.artifact.file for first, *others in files.values() if others)
-    if not grids or not shown:
-        return grids, ()
-    return grids, (f"transfer: of several files of a width the grids are of {shown}",)
+    if not grids:
+        return (), None, ()
+    names = {width: first.figures.artifact.file for width, (first, *_) in files.items()}
+    shown = ", ".join(names[width] for width, (_, *others) in files.items() if others)
+    warnings = (f"transfer: of several files of a width the grids are of {shown}",) if shown else ()
+    return grids, tuple(names.values()), warnings
 
 
 def _meanings(config: BenchConfig) -> dict[str, Any]:
@@ -240,7 +268,10 @@ def _meanings(config: BenchConfig) -> dict[str, Any]:
             "copies the logits"
         )
         words["throughput"] = "one request in flight per worker, each on a runner of its own"
-        words["gpu_memory_mb"] = "what opening and running adds to the memory in use on the GPU"
+        words["gpu_memory_mb"] = (
+            "what opening and running adds to the memory in use on the whole GPU: other processes "
+            "that take or free memory meanwhile disturb it"
+        )
     return words
 
 
@@ -262,10 +293,6 @@ def _guesses_s(config: BenchConfig, accuracy_s: Sequence[float]) -> list[float]:
     per_cell_s = 2 * config.warmup_min_s + config.min_seconds + config.rounds * config.rewarm_s
     latency_s = num_artifacts * len(config.batches) * per_cell_s
     throughput_s = len(config.batches) * (config.warmup_min_s + config.throughput_seconds)
-    profile_s = [PROFILE_GUESS_S] * (num_artifacts if config.profile else 0)
-    return [
-        latency_s,
-        *accuracy_s,
-        *profile_s,
-        *[throughput_s, MEMORY_GUESS_S] * num_artifacts,
-    ]
+    profile_s = [PROFILE_GUESS_S] if config.profile else []
+    per_artifact_s = [throughput_s, MEMORY_GUESS_S, *profile_s]
+    return [latency_s, *accuracy_s, *per_artifact_s * num_artifacts]

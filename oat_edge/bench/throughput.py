@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from oat_edge.bench.latency import NS, Clock
 
 WARMUP_REQUESTS = 3
+
+
+class StoppedError(Exception):
+    """A worker was told to stop before its time was over."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,13 +50,19 @@ def measure_throughput(
     calls: one per worker, each of which runs one request of `batch` images at the λ of an index;
     they must release the interpreter's lock, and the same one given twice must be thread safe.
     A worker warms up in the thread that measures, and all begin at once. λ goes round in every
-    worker. An error in a worker is raised.
+    worker. An error in a worker is raised. However this ends, by Ctrl-C too, no request is in
+    flight afterwards: what the calls use may be closed.
     """
     start_ns = 0
+    stopped = False
 
     def begin() -> None:
         nonlocal start_ns
         start_ns = clock()
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
 
     ready = threading.Barrier(len(calls), action=begin)
 
@@ -59,6 +71,8 @@ def measure_throughput(
         while True:
             calls[worker]((worker + num_requests) % num_lambdas)
             num_requests += 1
+            if stopped:
+                raise StoppedError
             now_ns = clock()
             if num_requests >= min_requests and now_ns - since_ns >= seconds * NS:
                 return num_requests, now_ns
@@ -72,9 +86,15 @@ def measure_throughput(
         ready.wait()
         return requests(worker, start_ns, min_seconds, 1)
 
-    with ThreadPoolExecutor(len(calls), thread_name_prefix="throughput") as pool:
-        futures = [pool.submit(work, worker) for worker in range(len(calls))]
-    results = _results(futures)
+    # The pool's end waits for the workers; nothing may interrupt that.
+    with interrupt_kept(stop), ThreadPoolExecutor(len(calls), "throughput") as pool:
+        try:
+            futures = [pool.submit(work, worker) for worker in range(len(calls))]
+            results = _results(futures)
+        except BaseException:
+            stop()
+            ready.abort()  # a worker that never came is not waited for
+            raise
     last_ns = max(end_ns for _, end_ns in results)
     return Throughput(
         images=sum(num_requests for num_requests, _ in results) * batch,
@@ -87,10 +107,38 @@ def measure_throughput(
 def _results(futures: Sequence[Future[tuple[int, int]]]) -> list[tuple[int, int]]:
     """What the workers returned; raises the first error that is not just another's."""
     errors = [future.exception() for future in futures]
-    real = [e for e in errors if e is not None and not isinstance(e, threading.BrokenBarrierError)]
+    followed = (threading.BrokenBarrierError, StoppedError)
+    real = [e for e in errors if e is not None and not isinstance(e, followed)]
     for error in real:
         raise error
     return [future.result() for future in futures]
+
+
+@contextmanager
+def interrupt_kept(stop: Callable[[], None]) -> Iterator[None]:
+    """Inside, Ctrl-C does not break into what runs: it calls `stop`, and is raised at the end.
+
+    stop: takes no lock, for it runs in the midst of anything.
+    """
+    on_main = threading.current_thread() is threading.main_thread()
+    previous = signal.getsignal(signal.SIGINT) if on_main else None
+    if previous in (None, signal.SIG_IGN):  # then there is no Ctrl-C here
+        yield
+        return
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        stop()
+
+    signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if pressed:
+            raise KeyboardInterrupt
 
 
 def available_cores() -> int:

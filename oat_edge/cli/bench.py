@@ -14,6 +14,7 @@ from rich.console import Console
 
 from oat_edge.bench.config import BenchConfig
 from oat_edge.bench.heatmap import plot_transfer, transfer_paths
+from oat_edge.bench.inputs import check_device, fit_batches
 from oat_edge.bench.report import save_report, write_csv
 from oat_edge.bench.run import bench_bundle
 from oat_edge.bench.style import check_suffix
@@ -56,7 +57,14 @@ def bench(
     lam: Annotated[
         str, typer.Option("--lambda", metavar="LIST", help="λ to report: 0,0.3,1 | knots.")
     ] = "knots",
-    batch: Annotated[str, typer.Option(metavar="LIST", help="Batch sizes, e.g. 1,16.")] = "1,16",
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Batch sizes.",
+            show_default="1,16, or the nearest that engines take",
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="1 s and 100 requests each: a look, not a result.")
     ] = False,
@@ -101,7 +109,7 @@ def bench(
     make = BenchConfig.quick if quick else BenchConfig
     config = make(
         device=device,  # type: ignore[arg-type]
-        batches=_batches(batch),
+        batches=BenchConfig().batches if batch is None else _batches(batch),
         formats=_names(format),
         precisions=_names(precision),
         cuda_graph=not no_cuda_graph,
@@ -127,9 +135,13 @@ def bench(
     if plot is not None:
         _check_plot(plot, opened)
     console = output_console(json)
-    report = run_bench(
-        opened, config, select(width, widths, "width", every="all"), lambdas, console
-    )
+    chosen_widths = select(width, widths, "width", every="all")
+    if batch is None:
+        check_device(device)  # without it, batches are not what is wrong
+        config, told = fit_batches(opened, chosen_widths, config)
+        if told is not None:
+            console.print(told, markup=False)
+    report = run_bench(opened, config, chosen_widths, lambdas, console)
     if json == "-":
         json_module.dump(report.to_json(), sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")

@@ -49,6 +49,7 @@ def print_report(report: Report, console: Console) -> None:
         console.print(line, markup=False)
     for profile in _largest(report.profile):
         console.print()
+        console.print(_layers_title(profile, report), markup=False)
         console.print(_layers(profile))
     for text in report.warnings:
         console.print(f"warning: {text}", style="yellow", markup=False)
@@ -136,14 +137,21 @@ def _largest(profiles: Sequence[ArtifactProfile]) -> list[ArtifactProfile]:
     return list({one.artifact: one for one in sorted(profiles, key=lambda p: p.batch)}.values())
 
 
+def _layers_title(profile: ArtifactProfile, report: Report) -> str:
+    """What the table below is of. The layers of a profile add up to more than the latency."""
+    text = (
+        f"{profile.artifact}, batch {profile.batch}: the slowest of {len(profile.layers)} layers; "
+        f"profiled, which slows it: {figures(profile.total_ms)} ms in all"
+    )
+    here = (profile.artifact, profile.batch)
+    found = {row.latency_ms.p50 for row in report.rows if (row.artifact, row.batch) == here}
+    return text + "".join(f"; latency p50 {figures(p50)} ms" for p50 in found)
+
+
 def _layers(profile: ArtifactProfile) -> object:
     """The slowest layers of one artifact."""
     slowest = sorted(profile.layers, key=lambda layer: layer.ms, reverse=True)[:SLOWEST]
-    title = (
-        f"{profile.artifact}, batch {profile.batch}: the slowest of {len(profile.layers)} layers, "
-        f"{figures(profile.total_ms)} ms in all"
-    )
-    table = plain_table(title, ["Layer", "Kind", "ms", "Share %"], left=2)
+    table = plain_table(None, ["Layer", "Kind", "ms", "Share %"], left=2)
     for layer in slowest:
         table.add_row(
             cut(layer.name, LONGEST_NAME),
@@ -190,7 +198,7 @@ def _transfer(report: Report) -> list[str]:
     line = transfer_line(report.transfer)
     if line is None:
         return []
-    lowered = [_lowered_by_transfer(row) for row in report.knob_rows]
+    lowered = [_lowered_by_transfer(row) for row in report.transfer_rows]
     known = [share for share in lowered if share is not None]
     all_of_them = f"; those of all together by up to {100 * max(known):.1f}" if known else ""
     return [line + all_of_them]

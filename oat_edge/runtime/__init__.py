@@ -62,12 +62,7 @@ def open_artifact(
 
     say: told when an engine has to be built first, and how far that is.
     """
-    io = RunnerIO(
-        image_shape=bundle.spec.image_shape,
-        num_classes=bundle.spec.num_classes,
-        lambdas=bundle.spec.lambdas,
-        pinned_lambda=artifact.pinned_lambda,
-    )
+    io = RunnerIO.of(bundle.spec, artifact.pinned_lambda)
     if artifact.format in LIBRARIES:
         from oat_edge.runtime.trt import TrtRunner
 

@@ -83,7 +83,7 @@ class OrtRunner(Runner):
         return logits
 
     def profile(self, image: Float32, lam: Float32, *, runs: int) -> list[LayerTime]:
-        """Mean time of each node over `runs` requests after a first one, as they run.
+        """Median time of each node over `runs` requests after a first one, as they run.
 
         Taken in a session of its own, without a CUDA graph; on a GPU each kernel is waited for.
         """

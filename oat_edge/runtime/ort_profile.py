@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from oat_edge.errors import InputError
+from oat_edge.errors import InputError, OatEdgeError
 from oat_edge.runtime.child import ChildFailedError, call_child
-from oat_edge.runtime.ort_session import SessionConfig, load_library, open_session
+from oat_edge.runtime.ort_session import SessionConfig, error_line, load_library, open_session
 from oat_edge.runtime.runner import Float32, LayerTime
 
 SUFFIX = "_kernel_time"
@@ -27,7 +27,7 @@ BLOCKING = {"CUDA_LAUNCH_BLOCKING": "1"}
 
 
 def profile(config: SessionConfig, feeds: dict[str, Float32], *, runs: int) -> list[LayerTime]:
-    """Mean time of each node over `runs` requests after a first one, as they run."""
+    """Median time of each node over `runs` requests after a first one, as they run."""
     config = replace(config, cuda_graph=False)  # a replayed graph has no nodes
     if config.device == "cpu":
         return profile_here(config, feeds, runs=runs)
@@ -38,10 +38,16 @@ def profile_here(config: SessionConfig, feeds: dict[str, Float32], *, runs: int)
     """In this process: right where a node is done when its call returns."""
     ort = load_library(config.device)
     with TemporaryDirectory(prefix="oat-edge-") as folder:
-        session = open_session(ort, config, trace=Path(folder) / "trace")
-        for _ in range(runs + 1):
-            session.run(("logits",), feeds)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        try:
+            session = open_session(ort, config, trace=Path(folder) / "trace")
+            for _ in range(runs + 1):
+                session.run(("logits",), feeds)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        except OatEdgeError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors share no public base class
+            text = f"{config.path} has no times of layers ({error_line(error)})"
+            raise InputError(text) from error
     return layer_times(events, runs=runs)
 
 
@@ -72,7 +78,10 @@ def child(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def layer_times(events: list[dict[str, Any]], *, runs: int) -> list[LayerTime]:
-    """Nodes of a trace of runs + 1 requests, in the order of the first; its times do not count."""
+    """Nodes of a trace of runs + 1 requests, in the order of the first; its times do not count.
+
+    One request that the machine held up would double the mean of a node: it is the median.
+    """
     nodes: dict[int, list[dict[str, Any]]] = {}
     for event in sorted(events, key=_start):
         if event.get("cat") == "Node" and event["name"].endswith(SUFFIX):
@@ -81,9 +90,10 @@ def layer_times(events: list[dict[str, Any]], *, runs: int) -> list[LayerTime]:
     for index, found in nodes.items():
         kind = found[0]["args"]["op_name"]
         name = found[0]["name"].removesuffix(SUFFIX) or f"{kind} {index}"
-        counted = found[len(found) // (runs + 1) :]
-        ms = sum(event["dur"] for event in counted) / US_PER_MS / runs
-        layers.append(LayerTime(name=name, kind=kind, ms=ms))
+        # A node inside a loop has several events per request.
+        by_request = np.array_split([float(event["dur"]) for event in found], runs + 1)[1:]
+        us = float(np.median([part.sum() for part in by_request]))
+        layers.append(LayerTime(name=name, kind=kind, ms=us / US_PER_MS))
     return layers
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from oat_edge.config import NetworkSpec
 from oat_edge.errors import InputError
 
 Float32 = npt.NDArray[np.float32]
@@ -29,6 +30,16 @@ class RunnerIO:
     """Knots; λ may lie anywhere between the first and the last."""
     pinned_lambda: float | None = None
     """λ folded into the weights; None: λ is an input."""
+
+    @classmethod
+    def of(cls, spec: NetworkSpec, pinned_lambda: float | None = None) -> RunnerIO:
+        """What a runner of this network takes and gives."""
+        return cls(
+            image_shape=spec.image_shape,
+            num_classes=spec.num_classes,
+            lambdas=spec.lambdas,
+            pinned_lambda=pinned_lambda,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +61,7 @@ class LayerTime:
     kind: str
     """Operator or kernel family, e.g. "Conv"."""
     ms: float
-    """Mean over the profiled requests."""
+    """Median over the profiled requests."""
 
 
 class Runner(ABC):
@@ -101,7 +112,7 @@ class Runner(ABC):
         return None
 
     def profile(self, image: Float32, lam: Float32, *, runs: int) -> list[LayerTime]:
-        """Mean time of each layer over `runs` requests, in the order in which they run.
+        """Median time of each layer over `runs` requests, in the order in which they run.
 
         Takes what `infer` takes, λ as an array. It slows the requests down: never mixed with a
         measurement of latency. Raises `InputError` where the back end cannot.

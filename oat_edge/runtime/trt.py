@@ -130,7 +130,7 @@ class TrtRunner(Runner):
             return None if self.closed else self._session.times()
 
     def profile(self, image: Float32, lam: Float32, *, runs: int) -> list[LayerTime]:
-        """Mean time of each layer over `runs` requests, without a CUDA graph."""
+        """Median time of each layer over `runs` requests, without a CUDA graph."""
         if runs < 1:
             raise InputError(f"runs is {runs}: expected 1 or more")
         self.infer(image, lam)  # checks both

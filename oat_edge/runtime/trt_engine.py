@@ -7,6 +7,8 @@ the logger, so errors carry the first thing it was told.
 from __future__ import annotations
 
 import hashlib
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +130,16 @@ class LoadedEngine:
             raise self._failure("fails")
 
     def profile(self, context: Any, stream: cuda.Stream, *, runs: int) -> dict[str, float]:
-        """Layer -> mean milliseconds over `runs` requests, in the order in which they run."""
-        total: dict[str, float] = {}
-        self._profiler = _profiler(self.library, total)  # kept: the context only points to it
+        """Layer -> median milliseconds over `runs` requests, in the order in which they run."""
+        request_ms: dict[str, float] = {}
+        self._profiler = _profiler(self.library, request_ms)  # kept: the context only points to it
         context.profiler = self._profiler
-        for _ in range(runs):
+
+        def request() -> None:
             self.enqueue(context, stream)  # waits for its kernels and reports each
             stream.synchronize()
-        return {name: ms / runs for name, ms in total.items()}
+
+        return median_ms(request, request_ms, runs=runs)
 
     def release(self) -> None:
         """Drop the engine, then the runtime. Twice is harmless."""
@@ -168,6 +172,22 @@ class _Errors:
 
     def clear(self) -> None:
         self._texts.clear()
+
+
+def median_ms(
+    request: Callable[[], None], request_ms: dict[str, float], *, runs: int
+) -> dict[str, float]:
+    """Layer -> median over `runs` requests, each of which adds the times of its layers up in
+
+    `request_ms`.
+    """
+    all_ms: dict[str, list[float]] = {}
+    for _ in range(runs):
+        request_ms.clear()
+        request()
+        for name, ms in request_ms.items():
+            all_ms.setdefault(name, []).append(ms)
+    return {name: statistics.median(values) for name, values in all_ms.items()}
 
 
 def _profiler(library: trt_api.Library, total: dict[str, float]) -> Any:

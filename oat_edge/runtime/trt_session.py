@@ -105,7 +105,7 @@ class Session:
         )
 
     def profile(self, image: Float32, lam: Float32, *, runs: int) -> dict[str, float]:
-        """Layer -> mean milliseconds, in a context of its own: a profiler slows its context."""
+        """Layer -> median milliseconds, in a context of its own: a profiler slows its context."""
         cuda.make_current()
         batch, context = self._filled(image, lam), self._engine.new_context()
         self._bind(context, len(batch.image))

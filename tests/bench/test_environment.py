@@ -7,9 +7,10 @@ from datetime import datetime, timezone
 
 import pytest
 
+from oat_edge.bench import environment
 from oat_edge.bench.environment import board_name, collect, library_versions, nvidia_driver
 from oat_edge.errors import DependencyError
-from oat_edge.runtime.cuda import gpu
+from oat_edge.runtime.cuda import Gpu, gpu
 
 X86 = """processor\t: 0
 model name\t: AMD EPYC 9B14
@@ -154,3 +155,19 @@ def test_a_gpu_is_the_device_and_the_cpu_its_host(needs_gpu):
     assert found.device.host == here.device.model and found.device.cores == here.device.cores
     assert found.driver is not None or any("driver:" in text for text in found.warnings)
     assert found.device.gpu_memory_mb > 0 and "." in found.device.compute_capability
+
+
+def test_clocks_and_power_mode_beside_a_gpu_are_said_to_be_the_cpus(tmp_path, monkeypatch):
+    some = Gpu(
+        name="A GPU", compute_capability="8.7", cuda="12.6", multiprocessors=8, memory_mb=8e3
+    )
+    monkeypatch.setattr(environment, "gpu", lambda: some)
+    files = {"proc/cpuinfo": X86, **cpufreq("scaling_governor", "schedutil")}
+    root = tree(tmp_path, files)
+    told = [
+        f"{name}: of the CPU; the GPU's are not read yet" for name in ("clocks_mhz", "power_mode")
+    ]
+    assert set(told) <= set(collect(sysroot=root, device="cuda").warnings)
+    assert not any("of the CPU" in text for text in collect(sysroot=root).warnings)
+    nothing = collect(sysroot=tmp_path / "empty", device="cuda")
+    assert not any("of the CPU" in text for text in nothing.warnings)

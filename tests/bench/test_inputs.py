@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 
 import pytest
 
-from oat_edge.bench.inputs import check_device, files_to_measure
+from oat_edge.bench.inputs import check_device, check_libraries, files_to_measure, fit_batches
 from oat_edge.bundle import Artifact, Bundle, add_artifacts
 from oat_edge.errors import DependencyError, InputError
 from oat_edge.runtime.recipe import Recipe
@@ -30,6 +31,32 @@ def with_engine(bare_bundle):
     facts = {"run": bare_bundle.run, "checkpoint_sha256": CHECKPOINT, "spec": SPEC}
     add_artifacts(bare_bundle.path, [artifact], **facts)
     return Bundle.open(bare_bundle.path)
+
+
+@pytest.fixture
+def with_engines(bare_bundle):
+    """Adds deferred engines of width 0.5 that take so many images: fewest, usual, most."""
+
+    def add(*ranges, format="trt", name=""):
+        artifacts = [
+            Artifact(
+                file=f"w0.50-{name}{index}.engine",
+                sha256="",
+                format=format,
+                width=0.5,
+                precision_requested="fp16",
+                precision_observed=None,
+                source="w0.50-fp32.onnx",
+                recipe=Recipe(format=format, precision="fp16", batches=batches).to_json(),
+                deferred=True,
+            )
+            for index, batches in enumerate(ranges)
+        ]
+        facts = {"run": bare_bundle.run, "checkpoint_sha256": CHECKPOINT, "spec": SPEC}
+        add_artifacts(bare_bundle.path, artifacts, **facts)
+        return Bundle.open(bare_bundle.path)
+
+    return add
 
 
 def config(**changes):
@@ -102,3 +129,72 @@ def test_a_cpu_is_always_there(tmp_path):
 def test_cuda_needs_a_gpu(no_gpu):
     with pytest.raises(DependencyError, match="GPU"):
         check_device("cuda")
+
+
+def test_named_batches_are_never_moved_and_the_remedy_names_no_batch_twice(with_engines):
+    bundle = with_engines((8, 8, 8))
+    match = r"takes 8 images per request; bench --batch 8, or export again"
+    with pytest.raises(InputError, match=match):
+        files(bundle, (0.5,), device="cuda", batches=(1, 16))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "batches"),
+    [
+        ([(1, 8, 32)], (1, 16)),
+        ([(8, 8, 8)], (8,)),
+        ([(2, 4, 8)], (2, 8)),
+        ([(1, 4, 8)], (1, 8)),
+        ([(2, 4, 64)], (2, 16)),
+        ([(1, 4, 12), (4, 8, 32)], (4, 12)),
+        ([(1, 1, 1)], (1,)),
+    ],
+)
+def test_batches_that_nobody_named_are_moved_into_what_all_engines_take(
+    with_engines, ranges, batches
+):
+    bundle, usual = with_engines(*ranges), config(device="cuda", batches=(1, 16))
+    fitting, told = fit_batches(bundle, (0.5,), usual)
+    assert fitting == dataclasses.replace(usual, batches=batches)
+    assert files_to_measure(bundle, (0.5,), fitting)  # every engine takes them
+    if batches == (1, 16):
+        assert told is None
+    else:
+        assert told.startswith(f"batch {','.join(map(str, batches))} instead of 1,16: w0.50-")
+        assert "\n" not in told and len(told) <= 100
+
+
+def test_onnx_files_and_cpus_take_any_batch(with_engines):
+    bundle = with_engines((8, 8, 8))
+    for changes in ({"device": "cuda", "formats": ("onnx",)}, {"device": "cpu"}):
+        usual = config(batches=(1, 16), **changes)
+        assert fit_batches(bundle, (0.5,), usual) == (usual, None)
+    usual = config(batches=(1, 16), device="cuda")
+    assert fit_batches(bundle, (1.0,), usual) == (usual, None)  # this width has no engine
+
+
+def test_engines_without_a_batch_in_common_are_to_be_chosen_from(with_engines):
+    match = r"no batch suits both w0\.50-1\.engine \(16 images\) and w0\.50-0\.engine \(1 image\)"
+    with pytest.raises(InputError, match=match) as error:
+        fit_batches(with_engines((1, 1, 1), (16, 16, 16)), (0.5,), config(device="cuda"))
+    assert "--format" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_library_names_the_formats_that_can_be_measured(with_engines):
+    """TensorRT is not installed here, TensorRT-RTX is: no device is needed to see that."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    if importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("TensorRT is installed")
+    bundle = with_engines((1, 8, 32), format="trt")
+    both = with_engines((1, 8, 32), format="trt-rtx", name="rtx")
+    chosen = [a for a in both.artifacts if a.format in ("trt", "trt-rtx")]
+    assert len(chosen) == 2
+    with pytest.raises(DependencyError, match="tensorrt is not installed") as error:
+        check_libraries(both, chosen)
+    assert str(error.value).endswith("; or measure what runs here: bench --format trt-rtx")
+    assert error.value.exit_code == 3 and "\n" not in str(error.value)
+    check_libraries(both, [a for a in chosen if a.format == "trt-rtx"])
+    # ONNX files do not run on a GPU with the onnxruntime that is installed here: no hint.
+    with pytest.raises(DependencyError, match="tensorrt is not installed") as error:
+        check_libraries(bundle, [a for a in bundle.artifacts if a.format == "trt"])
+    assert "bench --format" not in str(error.value)

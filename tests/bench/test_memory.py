@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from oat_edge.bench import memory
 from oat_edge.bench.memory import measure_memory, resident_mb
 from oat_edge.bundle import Artifact, Bundle, add_artifacts
 from oat_edge.files import sha256_file
@@ -96,3 +97,22 @@ def test_weights_are_found_again_in_the_memory_of_the_gpu(heavy, needs_gpu):
     opened, artifact = heavy
     cost = measure_memory(opened, artifact, batches=(1,), device="cuda")
     assert cost.gpu_reason is None and cost.gpu_added_mb[1] >= 0.9 * WEIGHTS_MB
+
+
+@pytest.mark.parametrize(
+    ("gpu_mb", "added", "disturbed"),
+    [
+        ([500.0, 600.0, 650.0], {1: 100.0, 4: 150.0}, False),
+        ([500.0, 600.0, 450.0], {1: 100.0, 4: None}, True),
+        ([500.0, 500.0, 500.0], {1: 0.0, 4: 0.0}, False),
+    ],
+)
+def test_less_gpu_memory_than_before_is_no_figure(bundle, monkeypatch, gpu_mb, added, disturbed):
+    """What a child would find while another process frees memory."""
+    found = {"resident_mb": [1.0, 2.0, 3.0], "gpu_mb": gpu_mb, "gpu_reason": None}
+    monkeypatch.setattr(memory, "call_child", lambda *_: found)
+    artifact = bundle.select(format="onnx", width=1.0)
+    cost = measure_memory(bundle, artifact, batches=(1, 4), device="cuda")
+    assert cost.gpu_added_mb == added and cost.reason is None
+    assert (cost.gpu_reason is not None) == disturbed
+    assert not disturbed or "another process" in cost.gpu_reason

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from oat_edge.bench.plots import plot_tradeoff, transfer_caption
+from oat_edge.bench.style import COLOURS
 from oat_edge.errors import DependencyError, InputError
 
 
@@ -110,3 +111,52 @@ def test_formats_and_precisions_are_lines_of_their_own(benched, tmp_path):
     assert names <= set(texts) and "width 1" not in texts
     (caption,) = [text for text in texts if "n = " in text]
     assert "onnxruntime-cpu, 1 threads" in caption and "fp16" not in caption
+
+
+def of_one_width(report, shift):
+    """Width 1 alone, and again as an engine whose accuracies are less by `shift`."""
+    rows = [row for row in report.knob_rows if row.width == 1.0 and row.worst is not None]
+    again = [
+        dataclasses.replace(
+            row,
+            format="trt",
+            precision="fp16",
+            artifact="w1.00-fp16.engine",
+            standard_accuracy=row.standard_accuracy - shift,
+        )
+        for row in rows
+    ]
+    return dataclasses.replace(report, rows=(*rows, *again))
+
+
+def test_kinds_of_one_width_have_colours_of_their_own(benched, tmp_path):
+    plot_tradeoff(of_one_width(benched.report, 0.0), tmp_path / "one.svg")
+    text = (tmp_path / "one.svg").read_text().lower()
+    assert all(colour.lower() in text for colour in COLOURS[:2])
+    assert COLOURS[2].lower() not in text
+
+
+def test_points_that_lie_on_each_other_are_labelled_once(benched, tmp_path):
+    def labels(shift):
+        plot_tradeoff(of_one_width(benched.report, shift), tmp_path / "one.svg")
+        left = (tmp_path / "one.svg").read_text().partition('id="axes_2"')[0]
+        return re.findall(r"<text([^>]*)>(λ=[01])</text>", left)
+
+    together, apart = labels(0.0), labels(0.08)
+    assert sorted(name for _, name in together) == ["λ=0", "λ=1"]
+    # In the colour of the points that are seen, which are drawn last.
+    assert all(COLOURS[1].lower() in style.lower() for style, _ in together)
+    assert len(apart) > len(together)
+
+
+def test_caption_of_a_heat_map_names_only_what_the_grid_is_of(benched):
+    half = tuple(
+        dataclasses.replace(row, precision="fp16", format="trt", artifact=f"half-{row.artifact}")
+        for row in benched.report.knob_rows
+    )
+    report = dataclasses.replace(benched.report, rows=(*benched.report.rows, *half))
+    (grid, *_) = report.transfer
+    assert "fp16" not in transfer_caption(report, grid)
+    # A report from before does not say which.
+    unknown = dataclasses.replace(report, transfer_artifacts=None)
+    assert "fp16" in transfer_caption(unknown, grid)

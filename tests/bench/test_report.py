@@ -28,7 +28,7 @@ def test_schema_is_that_of_the_design(benched):
     assert value["schema"] == SCHEMA == "oat-edge/bench/1"
     assert set(value) == {
         "schema", "environment", "settings", "rows", "bundle", "lambda_cost", "lambda_flatness",
-        "samples_file", "warnings", "transfer", "profile",
+        "samples_file", "warnings", "transfer", "profile", "transfer_artifacts",
     }  # fmt: skip
     for grid in value["transfer"]:
         assert set(grid) == {"attack", "sources", "targets", "robust_accuracy", "num_samples"}
@@ -62,9 +62,17 @@ def test_a_pair_that_was_not_measured_stays_unknown(benched):
 
 def test_a_report_from_before_transfer_can_be_read(benched):
     value = json.loads(json.dumps(benched.report.to_json()))
-    del value["transfer"]
+    del value["transfer"], value["transfer_artifacts"]
     report = Report.from_json(value)
     assert report.transfer == () and report.rows == benched.report.rows
+
+
+def test_a_report_that_does_not_say_what_its_grids_are_of_can_be_read(benched):
+    value = json.loads(json.dumps(benched.report.to_json()))
+    del value["transfer_artifacts"]
+    report = Report.from_json(value)
+    assert report.transfer == benched.report.transfer and report.transfer_artifacts is None
+    assert report.transfer_rows == report.knob_rows
 
 
 def test_saved_report_names_its_samples_which_are_whole(benched, tmp_path):

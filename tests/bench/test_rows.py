@@ -11,6 +11,7 @@ from oat_edge.bench.memory import MemoryCost
 from oat_edge.bench.rows import Figures, make_rows
 from oat_edge.bundle import Artifact
 from oat_edge.evaluation.accuracy import Accuracy
+from oat_edge.runtime.recipe import Recipe
 
 KNOTS = (0.0, 0.3, 1.0)
 CONFIG = BenchConfig(batches=(1,))
@@ -28,6 +29,7 @@ def figures(
     format="onnx",
     precision="fp32",
     device_ms=None,
+    recipe=None,
     **facts,
 ):
     """A file whose requests take `p50_ms` ± 0.1 %, the last λ `effect` more."""
@@ -46,6 +48,7 @@ def figures(
             width=width,
             pinned_lambda=pinned,
             precision_requested=precision,
+            recipe=None if recipe is None else recipe.to_json(),
         ),
         backend="onnxruntime-cpu",
         precision=precision,
@@ -147,6 +150,48 @@ def test_what_is_missing_for_the_cost_of_lambda_is_exported_in_the_same_kind():
     _, _, (cost,) = make_rows([figures(format="trt", precision="fp16")], KNOTS, KNOTS, CONFIG)
     assert cost.ratio is None
     assert "--width 1 --format trt --precision fp16 --pin-lambda 0.3" in cost.reason
+
+
+TRT = {"format": "trt", "precision": "fp16"}
+
+
+def test_cost_of_lambda_compares_engines_of_one_recipe():
+    usual, fixed = Recipe(), Recipe(batches=(1, 1, 1), opt_level=5)
+    knob = figures(recipe=usual, p50_ms=1.1, **TRT)
+    alike = figures(recipe=usual, pinned=0.3, p50_ms=1.0, **TRT)
+    other = figures(recipe=fixed, pinned=1.0, p50_ms=0.5, **TRT)
+    _, _, costs = make_rows([knob, alike, other], KNOTS, KNOTS, CONFIG)
+    by_lambda = {cost.pinned_lambda: cost for cost in costs}
+    assert set(by_lambda) == {0.3, 1.0} and len(costs) == 2
+    assert by_lambda[0.3].ratio == pytest.approx(1.1, abs=0.01) and by_lambda[0.3].reason is None
+    unlike = by_lambda[1.0]
+    assert unlike.ratio is None and "other options than w1-fp16.trt" in unlike.reason
+    # The command makes the pinned file as the λ-input one is.
+    assert unlike.reason.endswith("--width 1 --format trt --precision fp16 --pin-lambda 1")
+    assert unlike.pinned_artifact == other.artifact.file  # pinned files are known by this
+    # Whichever is there, each finds its own.
+    second = figures(recipe=fixed, p50_ms=0.55, **TRT)
+    _, _, costs = make_rows([knob, second, alike, other], KNOTS, KNOTS, CONFIG)
+    assert [cost.reason for cost in costs] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        (Recipe(batches=(1, 8, 32)), ""),
+        (Recipe(batches=(8, 8, 8)), " --batch 8"),
+        (Recipe(batches=(1, 4, 16), opt_level=0), " --batch 1,4,16 --opt-level 0"),
+        (Recipe(workspace_mb=64, refit=True), " --workspace-mb 64 --refit"),
+        (Recipe(version_compatible=True), " --version-compatible"),
+    ],
+)
+def test_what_is_exported_for_the_cost_of_lambda_is_built_alike(recipe, options):
+    for pinned, end in ((None, " --pin-lambda 0.3"), (0.3, "")):
+        _, _, (cost,) = make_rows(
+            [figures(recipe=recipe, pinned=pinned, **TRT)], KNOTS, KNOTS, CONFIG
+        )
+        assert cost.ratio is None
+        assert cost.reason.endswith(f"--width 1 --format trt --precision fp16{options}{end}")
 
 
 def test_times_on_the_device_become_three_summaries_of_the_same_requests():

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from oat_edge.attacks.square import square_attack
+from oat_edge.bench import run
+from oat_edge.bench.plots import transfer_caption
+from oat_edge.bench.requests import throughput_ips
 from oat_edge.bench.run import bench_bundle
 from oat_edge.bundle import Bundle, add_artifacts
 from oat_edge.errors import DependencyError, InputError
@@ -18,7 +21,7 @@ from oat_edge.evaluation.pack import AttackPack
 from oat_edge.evaluation.pack_set import PackSet
 from oat_edge.files import sha256_file
 from oat_edge.operating_point import OperatingPoint
-from oat_edge.runtime import open_artifact
+from oat_edge.runtime import open_artifact, ort_profile
 from tests.bench.conftest import QUICKEST
 
 
@@ -286,7 +289,15 @@ def test_formats_and_precisions_can_be_chosen_and_are_told_apart(both_kinds):
     half = costs["fp16-emulated"]
     assert (half.ratio, half.artifact) == (None, "w0.50-fp16.onnx")
     assert half.reason.endswith("--format onnx --precision fp16 --pin-lambda 0.3")
-    assert any("grids are of w0.50-fp" in text for text in report.warnings)
+    assert any(text.endswith("grids are of w0.50-fp32.onnx") for text in report.warnings)
+    assert report.transfer_artifacts == ("w0.50-fp32.onnx",)
+    for grid in report.transfer:  # on a CPU half precision is no more than emulated
+        assert "onnxruntime-cpu fp32" in transfer_caption(report, grid)
+        assert "fp16" not in transfer_caption(report, grid)
+        for target, shares in zip(grid.targets, grid.robust_accuracy, strict=True):
+            (row,) = [row for row in report.transfer_rows if row.lam == target.lam]
+            own = dict(zip(grid.sources, shares, strict=True))[target]
+            assert row.robust_accuracy[grid.attack] == own
     usual, _ = bench_bundle(both_kinds, QUICKEST, widths=(0.5,), lambdas=(0.0, 1.0))
     assert usual.kinds == (("onnx", "fp32"),)
     assert not any("grids are of" in text for text in usual.warnings)
@@ -315,6 +326,29 @@ def test_on_a_cpu_nothing_is_said_of_a_device_clock_or_memory(benched):
         assert not any("device_ms" in text or "gpu_memory" in text for text in row.warnings)
     assert "device_ms" not in benched.report.settings
     assert all(one.device_ms is None for one in benched.samples)
+
+
+def test_a_failing_profile_is_a_warning_and_costs_no_other_figure(bundle, monkeypatch):
+    """The disk is full where ONNX Runtime's trace goes."""
+    config = dataclasses.replace(QUICKEST, profile=True, profile_runs=1)
+    trace = Path("/dev/full/trace") if Path("/dev/full").exists() else Path("/nowhere/trace")
+    monkeypatch.setattr(ort_profile, "Path", lambda *_: trace)
+    report, _ = bench_bundle(bundle, config, widths=(0.5,), lambdas=(0.0,))
+    assert report.profile == () and len(report.rows) == 2
+    (told,) = [text for text in report.warnings if text.startswith("profile: ")]
+    assert told.startswith("profile: w0.50-fp32.onnx: ") and "\n" not in told
+    assert "has no times of layers" in told
+
+
+def test_what_throughput_runners_remark_is_on_the_rows(bundle, monkeypatch):
+    def with_remark(*arguments):
+        found, _ = throughput_ips(*arguments)
+        return found, ("cuda_graph: not captured",)
+
+    monkeypatch.setattr(run, "throughput_ips", with_remark)
+    report, _ = bench_bundle(bundle, QUICKEST, widths=(1.0,), lambdas=(0.0,))
+    (row,) = report.rows
+    assert "throughput_ips: cuda_graph: not captured" in row.warnings
 
 
 @pytest.mark.gpu

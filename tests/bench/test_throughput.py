@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -8,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oat_edge.bench.latency import NS
-from oat_edge.bench.throughput import WARMUP_REQUESTS, measure_throughput
+from oat_edge.bench.throughput import WARMUP_REQUESTS, interrupt_kept, measure_throughput
 
 
 @given(cost_ms=st.integers(1, 400), batch=st.integers(1, 64), seconds=st.floats(0.0, 2.0))
@@ -116,3 +120,92 @@ def test_each_worker_has_its_own_call_and_measures_in_the_thread_that_warmed_up(
     threads = [set(mine) for mine in seen]
     assert [len(one) for one in threads] == [1, 1] and threads[0] != threads[1]
     assert found.images == len(seen[0]) + len(seen[1]) - 2 * WARMUP_REQUESTS
+
+
+# Prints a line when requests are in flight, then how many of them are when it has ended.
+INTERRUPTED = """
+import sys, threading, time
+from oat_edge.bench.throughput import measure_throughput
+
+in_flight = set()
+
+def call(_):
+    in_flight.add(threading.get_ident())
+    if len(in_flight) == 3:
+        print("running", flush=True)
+    time.sleep(0.3)
+    in_flight.discard(threading.get_ident())
+
+try:
+    measure_throughput(
+        [call] * 3, num_lambdas=1, batch=1, min_seconds=3600.0, warmup_s=float(sys.argv[1])
+    )
+except KeyboardInterrupt:
+    print("interrupted, in flight:", len(in_flight), flush=True)
+"""
+
+
+@pytest.mark.parametrize("warmup_s", [0.0, 3600.0])
+@pytest.mark.parametrize("presses", [1, 3])
+def test_ctrl_c_leaves_no_request_in_flight(child_environment, warmup_s, presses):
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(warmup_s)],
+        env=child_environment,
+        # A suite that a shell runs in the background has inherited that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "running\n"
+        for _ in range(presses):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert out.splitlines()[-1] == "interrupted, in flight: 0", (out, err)
+    assert (process.returncode, err) == (0, "")
+
+
+@pytest.mark.parametrize("inside", [lambda: None, lambda: 1 / 0])
+def test_the_handler_of_ctrl_c_is_put_back(inside):
+    before = signal.getsignal(signal.SIGINT)
+    stopped = []
+    with pytest.raises(KeyboardInterrupt), interrupt_kept(lambda: stopped.append(True)):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert stopped == [True]
+        inside()
+    assert signal.getsignal(signal.SIGINT) is before
+    with interrupt_kept(stopped.clear):
+        pass
+    assert signal.getsignal(signal.SIGINT) is before and stopped == [True]
+
+
+def test_where_ctrl_c_is_ignored_it_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupt_kept(lambda: None):
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_worker_that_cannot_be_started_ends_those_that_were(monkeypatch):
+    """The system refuses a thread: the first worker waits for a second that never comes."""
+    start, started = threading.Thread.start, []
+
+    def refuse_the_second(thread):
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse_the_second)
+    with pytest.raises(RuntimeError, match="new thread"):
+        measure_throughput(
+            [lambda _: time.sleep(0.01)] * 2, num_lambdas=1, batch=1, min_seconds=3600.0
+        )
+    assert not started[0].is_alive()

@@ -17,6 +17,7 @@ from benchmarks import (
     square_reference,
     train_step,
 )
+from tests.gpus import on_gpu
 
 
 @pytest.fixture(autouse=True)
@@ -107,8 +108,8 @@ def test_gpu_needs_one(
     assert capsys.readouterr().out.startswith("error: ") and list(results.iterdir()) == []
 
 
-@pytest.mark.gpu
-def test_gpu(results: Path, has_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@on_gpu
+def test_gpu(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu", "--arch", "resnet8", "--rounds", "2", "--calls", "2"])
     assert gpu.main() == 0
     (row, *_) = json.loads((results / "gpu-resnet8-trt.json").read_text())["rows"]

@@ -12,7 +12,7 @@ from rich.console import Console
 from oat_edge.bench.profile import ArtifactProfile, LayerShare
 from oat_edge.bench.run import bench_bundle
 from oat_edge.bench.statistics import DeviceMs, LatencyMs
-from oat_edge.bench.table import rows_for_table
+from oat_edge.bench.table import figures, rows_for_table
 from oat_edge.cli.summary import cut, print_report
 from oat_edge.evaluation.transfer import largest_gain
 from tests.bench.conftest import QUICKEST
@@ -143,3 +143,17 @@ def test_emulation_and_kinds_are_explained(report):
     assert "λ as an input costs, width 1 onnx fp32: " in text
     assert "~: computed" not in printed(report)
     assert "λ as an input costs, width 1: " in printed(report)
+
+
+def test_the_line_above_the_layers_is_whole_and_tells_them_from_the_latency(report):
+    name, batch = report.rows[0].artifact, report.rows[0].batch
+    layers = (LayerShare(name="a", kind="Conv", ms=1.21, share=1.0),)
+    profile = ArtifactProfile(artifact=name, batch=batch, backend="b", layers=layers, total_ms=1.21)
+    lines = printed(dataclasses.replace(report, profile=(profile,))).splitlines()
+    (title,) = [line for line in lines if "the slowest of" in line]
+    p50 = figures(report.rows[0].latency_ms.p50)
+    assert title == (
+        f"{name}, batch {batch}: the slowest of 1 layers; "
+        f"profiled, which slows it: 1.21 ms in all; latency p50 {p50} ms"
+    )
+    assert lines[lines.index(title) + 1].split() == ["Layer", "Kind", "ms", "Share", "%"]

@@ -15,6 +15,7 @@ from oat_edge.exporters.export import export_bundle
 from oat_edge.require import require
 from oat_edge.runtime import open_artifact, open_runner
 from oat_edge.runtime.recipe import Recipe
+from tests.gpus import on_gpu
 
 DEFERRED = Recipe(format="trt", precision="fp16")
 AHEAD = Recipe(format="trt-rtx", precision="fp16", batches=(1, 2, 4))
@@ -148,10 +149,10 @@ def test_recipe_and_file_must_name_one_precision():
         ExportConfig(widths=(0.5,), recipe=DEFERRED, precision="fp32")
 
 
-@pytest.mark.gpu
+@on_gpu
 @pytest.mark.parametrize("format", ["trt", "trt-rtx"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_on_a_gpu_every_engine_passes_parity(checkpoint, tmp_path, has_gpu, format, precision):
+def test_on_a_gpu_every_engine_passes_parity(checkpoint, tmp_path, format, precision):
     try:
         bundle = export(checkpoint, tmp_path / "b", Recipe(format=format, precision=precision))
     except DependencyError as error:

@@ -20,6 +20,7 @@ from oat_edge.exporters.to_tensorrt import build_engine, refit_engine
 from oat_edge.runtime import trt_api
 from oat_edge.runtime.recipe import Recipe
 from tests.exporters.graphs import FLOAT, Graph, exported, feed, quantized, run
+from tests.gpus import NO_GPU, on_gpu
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
@@ -53,16 +54,6 @@ def build(library, tmp_path) -> Callable:
         )
 
     return build
-
-
-def has_gpu():
-    from oat_edge.runtime.cuda import gpu
-
-    try:
-        gpu()
-    except DependencyError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("arch, width, pinned", [*ALWAYS, *REST])
@@ -276,7 +267,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("option", ["refit", "version_compatible"])
     def test_what_needs_a_gpu(self, build, option, tmp_path):
-        if has_gpu():
+        if NO_GPU is None:
             pytest.skip("there is a GPU")
         name = option.replace("_", "-")
         match = f"built no engine: .*{name} engines need a GPU.*log: {tmp_path}"
@@ -284,7 +275,7 @@ class TestRefused:
 
     def test_an_older_library_is_tried_weakly_typed_once(self, library, tmp_path):
         """The same library, taken for one in which that is allowed; refit fails without a GPU."""
-        if has_gpu():
+        if NO_GPU is None:
             pytest.skip("there is a GPU")
         older = trt_api.Library("trt", library.api, "10.3.0")
         log = tmp_path / "build.log"
@@ -295,7 +286,7 @@ class TestRefused:
         assert log.read_text().count("trying weakly typed") == 1
 
     def test_refitting_without_a_gpu(self, library):
-        if has_gpu():
+        if NO_GPU is None:
             pytest.skip("there is a GPU")
         with pytest.raises(DependencyError):
             refit_engine(b"plan", exported("resnet8"), library)
@@ -393,13 +384,11 @@ def test_neither_torch_nor_onnx_is_needed(tmp_path, child_environment):
     assert child.stdout.strip() == "fp16", child.stderr
 
 
-@pytest.mark.gpu
+@on_gpu
 @pytest.mark.parametrize("format", ["trt", "trt-rtx"])
 class TestOnGpu:
     @pytest.fixture
     def here(self, format):
-        if not has_gpu():
-            pytest.skip("no GPU")
         try:
             return trt_api.load(format)
         except DependencyError as error:

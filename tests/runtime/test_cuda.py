@@ -16,22 +16,7 @@ import pytest
 
 from oat_edge.errors import DependencyError
 from oat_edge.runtime import cuda
-
-
-def reason_for_no_gpu():
-    try:
-        cuda.gpu()
-    except DependencyError as error:
-        return str(error)
-    return None
-
-
-NO_GPU = reason_for_no_gpu()
-needs_gpu = pytest.mark.skipif(NO_GPU is not None, reason=f"no GPU: {NO_GPU}")
-
-
-def on_gpu(test):
-    return pytest.mark.gpu(needs_gpu(test))
+from tests.gpus import on_gpu
 
 
 def has_driver():
@@ -69,6 +54,7 @@ def test_importing_touches_no_driver_and_leaves_nothing_at_exit():
     code = f"""
 import ctypes
 from oat_edge.runtime import cuda
+from tests.gpus import on_gpu
 opened = open("/proc/self/maps").read()
 assert {cuda.LIBRARY!r} not in opened
 try:
@@ -360,6 +346,7 @@ def test_more_memory_than_there_is_is_one_line_with_a_remedy():
 def test_nothing_is_said_when_the_interpreter_ends_with_all_of_it_open():
     code = """
 from oat_edge.runtime import cuda
+from tests.gpus import on_gpu
 stream, event, buffer, host = cuda.Stream(), cuda.Event(), cuda.DeviceBuffer(64), cuda.pinned(64)
 graph = cuda.Graph(stream, lambda: buffer.copy_from(host, stream))
 graph.launch(stream)

@@ -10,7 +10,7 @@ import pytest
 
 from oat_edge.errors import InputError
 from oat_edge.runtime import open_artifact
-from oat_edge.runtime.ort_profile import layer_times, profile_in_child
+from oat_edge.runtime.ort_profile import layer_times, profile_here, profile_in_child
 from oat_edge.runtime.ort_session import SessionConfig
 
 IMAGES = np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)
@@ -104,7 +104,7 @@ def event(name, index, start_us, dur_us, kind="Conv"):
     return {"cat": "Node", "name": name, "ts": start_us, "dur": dur_us, "args": arguments}
 
 
-def test_times_are_means_without_the_first_request():
+def test_times_are_medians_without_the_first_request():
     trace = [
         {"cat": "Session", "name": "model_run", "ts": 0, "dur": 999, "args": {}},
         event("b_kernel_time", 7, 20, 1000),
@@ -118,3 +118,36 @@ def test_times_are_means_without_the_first_request():
     layers = layer_times(trace, runs=2)
     assert [(layer.name, layer.kind) for layer in layers] == [("Relu 2", "Relu"), ("b", "Conv")]
     assert [layer.ms for layer in layers] == pytest.approx([0.04, 0.005])
+
+
+def test_one_stalled_request_moves_no_layer():
+    """The machine may hold a request up for milliseconds; the layer that it hits is not slow."""
+    trace = [
+        event(f"{name}_kernel_time", index, 1000 * request + index, us)
+        for request in range(8)
+        for index, (name, us) in enumerate((("a", 20), ("b", 30)))
+    ]
+    steady = layer_times(trace, runs=7)
+    trace[8]["dur"] = 4000
+    assert layer_times(trace, runs=7) == steady
+    assert [layer.ms for layer in steady] == pytest.approx([0.02, 0.03])
+
+
+def test_the_parts_of_a_request_add_up():
+    """A node inside a loop runs several times per request."""
+    durations = [(9, 9), (1, 2), (3, 4), (500, 5)]
+    trace = [
+        event("a_kernel_time", 0, 10 * request + part, us)
+        for request, parts in enumerate(durations)
+        for part, us in enumerate(parts)
+    ]
+    (layer,) = layer_times(trace, runs=3)
+    assert layer.ms == pytest.approx(0.007)
+
+
+def test_what_goes_wrong_in_the_library_is_one_line_of_ours(runner):
+    """A request that ONNX Runtime itself refuses."""
+    config = SessionConfig(path=runner.path, threads=1)
+    with pytest.raises(InputError, match="has no times of layers") as error:
+        profile_here(config, {"image": IMAGES[0], "lambda": LAMBDAS}, runs=1)
+    assert "\n" not in str(error.value)

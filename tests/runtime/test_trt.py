@@ -21,23 +21,12 @@ from oat_edge.runtime.runner import RunnerIO
 from oat_edge.runtime.trt import TrtRunner, observe
 from oat_edge.runtime.trt_engine import _profiler
 from oat_edge.runtime.trt_session import MAX_GRAPHS
+from tests.gpus import on_gpu, without_gpu
 
 IO = RunnerIO(image_shape=(1, 8, 8), num_classes=10, lambdas=(0.0, 0.1, 0.2, 0.3, 0.4, 1.0))
 LOW, USUAL, HIGH = 2, 4, 12  # more batch sizes than there are graphs
 # fp32 differs by the order of sums; half precision by its 11 bits, over a dozen layers
 TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}
-
-
-def reason_for_no_gpu():
-    try:
-        cuda.gpu()
-    except DependencyError as error:
-        return str(error)
-    return None
-
-
-NO_GPU = reason_for_no_gpu()
-without_gpu = pytest.mark.skipif(NO_GPU is None, reason="this machine has a GPU")
 
 
 # --- without a GPU ------------------------------------------------------------------------------
@@ -175,10 +164,6 @@ def test_times_of_layers_add_up_in_the_order_of_running():
 
 
 # --- on a GPU -----------------------------------------------------------------------------------
-
-
-def on_gpu(test):
-    return pytest.mark.gpu(pytest.mark.skipif(NO_GPU is not None, reason=f"no GPU: {NO_GPU}")(test))
 
 
 def load(format):

@@ -17,9 +17,10 @@ import pytest
 
 import oat_edge
 from oat_edge.errors import DependencyError
-from oat_edge.runtime import cuda, trt_api
+from oat_edge.runtime import trt_api
 from oat_edge.runtime.recipe import LIBRARIES
 from oat_edge.runtime.trt_api import Library
+from tests.gpus import without_gpu
 
 ROOT = Path(oat_edge.__file__).parent
 SOURCES = [
@@ -34,13 +35,6 @@ SOURCES = [
 def rtx():
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     return trt_api.load("trt-rtx")
-
-
-def has_gpu():
-    try:
-        return bool(cuda.gpu())
-    except DependencyError:
-        return False
 
 
 # --- loading ------------------------------------------------------------------------------------
@@ -162,7 +156,7 @@ print(json.dumps([told, kept]))
 """
 
 
-@pytest.mark.skipif(has_gpu(), reason="the line that is left out comes for want of a driver")
+@without_gpu
 def test_the_logger_leaves_out_what_only_repeats_that_there_is_no_driver(rtx, child_environment):
     done = subprocess.run(
         [sys.executable, "-c", NOISE], env=child_environment, capture_output=True, text=True
