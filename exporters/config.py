@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from oat_edge.config import check_range
 from oat_edge.errors import InputError
-from oat_edge.runtime.recipe import Recipe
+from oat_edge.runtime.recipe import EXPORTED, Recipe
 
-PRECISIONS = ("fp32", "fp16")
 # What a device is bought for: half precision on GPUs.
 DEFAULT_PRECISION = {"onnx": "fp32", "trt": "fp16", "trt-rtx": "fp16"}
 # What a pack can hold; keys of oat_edge.attacks.stages.ATTACKS, known without torch.
@@ -21,7 +20,7 @@ class ExportConfig:
 
     widths: tuple[float, ...]
     precision: str = "fp32"
-    """Of the ONNX files, one of `PRECISIONS`."""
+    """Of the ONNX files, one of `EXPORTED`."""
     recipe: Recipe | None = None
     """Also build an engine from each ONNX file, in this way."""
     defer: bool = True
@@ -41,9 +40,9 @@ class ExportConfig:
     """Take artifacts of another checkpoint out of the bundle."""
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
+        if self.precision not in EXPORTED:
             raise InputError(
-                f"precision is '{self.precision}': this version exports {', '.join(PRECISIONS)}"
+                f"precision is '{self.precision}': this version exports {', '.join(EXPORTED)}"
             )
         if self.recipe is not None and self.recipe.precision != self.precision:
             raise InputError(

@@ -197,9 +197,10 @@ def _target(config: ExportConfig, say: Say) -> Target | None:
     except DependencyError as missing:
         if not config.defer:
             raise
+        reason = str(missing).partition(":")[0]
         say(
-            f"engines are deferred ({missing}): the bundle holds what they are built from, and "
-            "`oat-edge bench --device cuda` on the target builds them once and keeps them there"
+            f"engines are deferred ({reason}): `oat-edge bench --device cuda` on the target builds "
+            "them once and keeps them there"
         )
         return None
 

@@ -11,6 +11,7 @@ HEADERS = (
 KIND = "Kind"
 UNKNOWN = "–"
 EMULATED = "~"
+USUAL = ("onnx", "fp32")
 SHORT = {"trt-rtx": "rtx"}
 
 
@@ -18,12 +19,12 @@ def rows_for_table(report: Report) -> tuple[list[str], list[list[str]]]:
     """Headers, and one list of strings per row; "–" is what is not known.
 
     SA: standard accuracy. RA: worst-case robust accuracy. Front "●": Pareto-optimal in its batch.
-    Kind: format and precision, if the report has several; "~": emulated in float32.
+    Kind: format and precision, where they are not the usual ones; "~": emulated in float32.
     """
     knob = {row.artifact for row in report.knob_rows}
     headers = list(HEADERS)
     rows = [_cells(row, row.artifact not in knob) for row in report.rows]
-    if len(report.kinds) > 1:
+    if set(report.kinds) - {USUAL}:
         headers.insert(1, KIND)
         for cells, row in zip(rows, report.rows, strict=True):
             cells.insert(1, short_kind(row.kind))

@@ -19,23 +19,25 @@ from oat_edge.bench.report import save_report, write_csv
 from oat_edge.bench.run import bench_bundle
 from oat_edge.bench.style import check_suffix
 from oat_edge.bundle import Bundle
-from oat_edge.cli.console import bar, output_console, steps
+from oat_edge.cli.console import bar, output_console, say_left_out, steps
 from oat_edge.cli.options import JsonFile, Seed, Width
 from oat_edge.cli.summary import print_report
 from oat_edge.errors import InputError, UnstableError
 from oat_edge.files import check_replaceable, write_json
-from oat_edge.operating_point import parse_list, select
+from oat_edge.operating_point import parse_list
 from oat_edge.require import require
-from oat_edge.runtime.artifacts import widths_for
+from oat_edge.runtime.artifacts import choose_widths
 
 if TYPE_CHECKING:
     from oat_edge.bench.report import Report
 
 
 def bench(
-    bundle: Annotated[Path, typer.Option(metavar="BUNDLE", help="Bundle folder.")] = Path(
-        "bundles/latest"
-    ),
+    path: Annotated[Path | None, typer.Argument(metavar="[BUNDLE]", hidden=True)] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Bundle folder.", show_default="bundles/latest"),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, or cuda for an NVIDIA GPU (a Jetson's too).")
     ] = "cpu",
@@ -105,7 +107,9 @@ def bench(
 
     The report is written to report.json in the bundle, with the raw samples beside it.
     """
-    opened = Bundle.open(bundle)
+    if path is not None and bundle is not None:
+        raise InputError(f"two bundles are named, {path} and {bundle}: expected one")
+    opened = Bundle.open(path or bundle or Path("bundles/latest"))
     make = BenchConfig.quick if quick else BenchConfig
     config = make(
         device=device,  # type: ignore[arg-type]
@@ -121,8 +125,6 @@ def bench(
         seed=seed,
     )
     chosen = {"formats": config.formats, "precisions": config.precisions}
-    # With nothing that fits, what is said of the first width holds for all.
-    widths = widths_for(opened, device=device, **chosen) or opened.spec.widths
     lambdas = opened.spec.lambdas if lam.strip() == "knots" else parse_list(lam, "lambda")
     # What would fail after minutes of measuring fails now.
     for file in (None if json in (None, "-") else Path(json), csv, plot):
@@ -135,9 +137,10 @@ def bench(
     if plot is not None:
         _check_plot(plot, opened)
     console = output_console(json)
-    chosen_widths = select(width, widths, "width", every="all")
+    check_device(device)
+    chosen_widths, left_out = choose_widths(opened, width, device=device, **chosen)
+    say_left_out(console, left_out, device)
     if batch is None:
-        check_device(device)  # without it, batches are not what is wrong
         config, told = fit_batches(opened, chosen_widths, config)
         if told is not None:
             console.print(told, markup=False)

@@ -10,13 +10,13 @@ from typing import Annotated
 
 import typer
 
-from oat_edge.bundle import Bundle
+from oat_edge.bundle import MANIFEST, Bundle
 from oat_edge.cli.compare_summary import describe_failure, print_comparison
 from oat_edge.cli.console import output_console, steps
 from oat_edge.cli.options import JsonFile, Seed, Width
-from oat_edge.errors import GateError
+from oat_edge.errors import GateError, InputError
 from oat_edge.evaluation.compare import CompareConfig, compare_bundle
-from oat_edge.evaluation.reference import find_checkpoint
+from oat_edge.evaluation.reference import CHECKPOINT, find_checkpoint
 from oat_edge.files import check_replaceable, write_json
 from oat_edge.operating_point import parse_list, select
 from oat_edge.runtime.artifacts import FORMATS
@@ -64,6 +64,8 @@ def compare(
     )
     if json not in (None, "-"):
         check_replaceable(Path(json))
+    if (bundle / CHECKPOINT).is_file() and not (bundle / MANIFEST).exists():
+        raise InputError(f"{bundle} is a run: compare takes the bundle that was exported from it")
     opened = Bundle.open(bundle)
     config = _on_bundle(config, opened, width, lam)
     console = output_console(json)

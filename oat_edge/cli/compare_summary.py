@@ -32,8 +32,9 @@ def print_comparison(found: Comparison, console: Console) -> None:
     console.print(_table(found))
     for line in _notes(found):
         console.print(line, style="dim")
-    for one in found.not_run:
-        console.print(f"not run: {one.artifact} {one.reason}", style="yellow")
+    for reason in dict.fromkeys(one.reason for one in found.not_run):
+        names = ", ".join(one.artifact for one in found.not_run if one.reason == reason)
+        console.print(f"not run ({reason}): {names}", style="yellow")
     for row in found.rows:
         for text in row.remarks:
             console.print(f"{row.artifact} in {row.backend}: {text}", style="yellow")

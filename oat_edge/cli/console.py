@@ -66,6 +66,15 @@ def bar(console: Console, *columns: str, count: bool = False) -> Progress:
     )
 
 
+def say_left_out(console: Console, widths: tuple[float, ...], device: str) -> None:
+    """Widths of a bundle that "all" leaves out, if there are any."""
+    if widths:
+        names = ", ".join(f"{width:g}" for width in widths)
+        why = " (fp16 and engines are for GPUs)" if device == "cpu" else ""
+        text = f"left out: width {names}, of which the bundle has nothing for {device}{why}"
+        console.print(text, style="yellow")
+
+
 @contextmanager
 def steps(console: Console) -> Iterator[Any]:
     """Yield `say(text, share)`: a bar on a terminal; elsewhere a line as each step begins."""

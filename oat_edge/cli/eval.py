@@ -18,7 +18,7 @@ from oat_edge.bench.heatmap import transfer_paths
 from oat_edge.bench.inputs import check_device
 from oat_edge.bench.style import check_suffix
 from oat_edge.bundle import MANIFEST, Bundle
-from oat_edge.cli.console import bar, output_console
+from oat_edge.cli.console import bar, output_console, say_left_out
 from oat_edge.cli.eval_summary import print_evaluation
 from oat_edge.cli.options import DataDir, Download, JsonFile, Seed, Width, fraction
 from oat_edge.errors import DependencyError, InputError
@@ -27,7 +27,7 @@ from oat_edge.evaluation.report import REPORT, SAMPLES, Evaluation
 from oat_edge.files import check_replaceable, write_json
 from oat_edge.operating_point import parse_list, select
 from oat_edge.require import require
-from oat_edge.runtime.artifacts import widths_for
+from oat_edge.runtime.artifacts import choose_widths
 
 if TYPE_CHECKING:
     from oat_edge.config import NetworkSpec
@@ -134,12 +134,13 @@ def _of_bundle(
     check_device(device)
     bundle = Bundle.open(path)
     _check_writable(bundle.path)
-    widths = widths_for(bundle, device=device)
+    widths, left_out = choose_widths(bundle, width, device=device)
+    say_left_out(console, left_out, device)
     with _progress(console) as progress:
         evaluation = evaluate_bundle(
             bundle,
             config,
-            widths=select(width, widths, "width", every="all"),
+            widths=widths,
             lambdas=_lambdas(lam, bundle.spec),
             device=device,
             fresh=fresh,

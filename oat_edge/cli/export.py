@@ -129,7 +129,8 @@ def export(
     out = out or BUNDLES / loaded.run
     run_export(loaded, config, out, dataset, console)
     options = "" if out.parent == BUNDLES else f" --bundle {out}"
-    options += "" if recipe is None else " --device cuda"
+    for_gpu = recipe is not None or precision == "fp16"
+    options += " --device cuda   (on the machine with the GPU)" if for_gpu else ""
     console.print(f"next: oat-edge bench{options}")
 
 

@@ -60,26 +60,25 @@ def _show_bundle(bundle: Bundle, console: Console) -> None:
             state,
         )
     console.print(table)
-    for artifact in bundle.artifacts:
-        if artifact.recipe is not None:
-            console.print(_engine_line(artifact), markup=False)
+    for line in dict.fromkeys(_engine_line(a) for a in bundle.artifacts if a.recipe is not None):
+        console.print(line, markup=False)
     if damaged:
         raise damaged[0]
 
 
 def _engine_line(artifact: Artifact) -> str:
-    """What an engine is built from, how, and for which device."""
+    """How engines are built, and for which device."""
     recipe = Recipe.from_json(artifact.recipe)
     low, usual, high = recipe.batches
-    made = (
+    sizes = f"{low}" if low == high else f"{low} to {high}"
+    best = "" if low == high else f" (best at {usual})"
+    where = (
         f"for {artifact.device_key}"
         if artifact.device_key
         else "on the device, by `oat-edge bench`"
     )
-    return (
-        f"{artifact.file}: {recipe.precision} from {artifact.source}, {low} to {high} images per "
-        f"request (best at {usual}), built {made}"
-    )
+    what = f"{recipe.format} engines: {recipe.precision}, {sizes} images per request{best}"
+    return f"{what}, built {where}"
 
 
 def _show_checkpoint(file: Path, console: Console) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.errors import InputError
-from oat_edge.runtime.recipe import LIBRARIES, PRECISIONS
+from oat_edge.operating_point import select
+from oat_edge.runtime.recipe import EXPORTED, LIBRARIES, PRECISIONS
 
+DEVICES = ("cpu", "cuda")
 ENGINES = tuple(LIBRARIES)
 FORMATS = ("onnx", *ENGINES)
 # ONNX Runtime's CPU provider computes half precision in float32 between casts: slower than fp32,
@@ -50,7 +52,27 @@ def widths_for(
     precisions: Sequence[str] | None = None,
 ) -> tuple[float, ...]:
     """Widths that have something for `device`, growing."""
-    return tuple(sorted({a.width for a in _fitting(bundle, device, formats, precisions)}))
+    return _widths(_fitting(bundle, device, formats, precisions))
+
+
+def choose_widths(
+    bundle: Bundle,
+    text: str,
+    *,
+    device: str = "cpu",
+    formats: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Widths that "0.5,1.0" or "all" means, and those that "all" leaves out.
+
+    It leaves out widths of the bundle that have nothing for `device`, unless that is all of them.
+    Raises `InputError` for a width that the bundle has not.
+    """
+    there = _widths(_networks(bundle)) or bundle.spec.widths
+    fitting = widths_for(bundle, device=device, formats=formats, precisions=precisions)
+    if text.strip() == "all" and fitting:
+        return fitting, tuple(width for width in there if width not in fitting)
+    return select(text, there, "width", every="all"), ()
 
 
 def pick(
@@ -62,9 +84,15 @@ def pick(
     precision: str | None,
     pinned_lambda: float | None,
 ) -> Artifact:
-    """The one file that an application means; of several precisions the smallest."""
+    """The one file that an application means; of several precisions the smallest.
+
+    width: None is the widest of the bundle, not the widest that happens to fit.
+    """
     formats = None if format is None else (format,)
     precisions = None if precision is None else (precision,)
+    if width is None:
+        alike = [a.width for a in _networks(bundle) if a.pinned_lambda == pinned_lambda]
+        width = max(alike, default=None)
     fitting = [
         artifact
         for artifact in _fitting(bundle, device, formats, precisions)
@@ -78,12 +106,22 @@ def pick(
     )
 
 
+def _networks(bundle: Bundle) -> list[Artifact]:
+    return [artifact for artifact in bundle.artifacts if artifact.format in FORMATS]
+
+
+def _widths(artifacts: Sequence[Artifact]) -> tuple[float, ...]:
+    return tuple(sorted({artifact.width for artifact in artifacts}))
+
+
 def _fitting(
     bundle: Bundle,
     device: str,
     formats: Sequence[str] | None,
     precisions: Sequence[str] | None,
 ) -> list[Artifact]:
+    if device not in DEVICES:
+        raise InputError(f"device is '{device}': expected {' or '.join(DEVICES)}")
     for name in formats or ():
         if name not in FORMATS:
             raise InputError(f"format is '{name}': expected {', '.join(FORMATS)}")
@@ -97,7 +135,8 @@ def _fitting(
         for format in wanted
         for artifact in bundle.of_format(format)
         # An engine that was named is refused when it is opened, which says where it runs.
-        if artifact.precision_requested in allowed or (formats and not precisions)
+        if artifact.precision_requested in allowed
+        or (artifact.format in ENGINES and precisions is None)
     ]
     return sorted(fitting, key=lambda a: (a.width, a.pinned_lambda is not None))
 
@@ -110,7 +149,7 @@ def _nothing(
     precisions: Sequence[str] | None,
     pinned_lambda: float | None = None,
 ) -> InputError:
-    networks = [artifact for artifact in bundle.artifacts if artifact.format in FORMATS]
+    networks = _networks(bundle)
     names = sorted(a.file for a in networks if width in (None, a.width)) or sorted(
         artifact.file for artifact in networks
     )
@@ -126,7 +165,13 @@ def _nothing(
     options += f" --format {formats[0]}" if formats else ""
     options += f" --precision {precisions[0]}" if precisions else ""
     options += f" --pin-lambda {pinned_lambda:g}" if pinned_lambda is not None else ""
+    options += f" --out {bundle.path}" if bundle.path.parent.name != "bundles" else ""
+    remedy = f"oat-edge export{options}"
+    if width is not None and width not in bundle.spec.widths:
+        trained = ", ".join(f"{one:g}" for one in bundle.spec.widths)
+        remedy = f"the network was trained for widths {trained}"
+    elif precisions and not set(precisions).intersection(EXPORTED):
+        remedy = f"this version exports {', '.join(EXPORTED)}"
     return InputError(
-        f"bundle {bundle.path.name} has no {wanted} for {device} (it has {have}): "
-        f"oat-edge export{options}"
+        f"bundle {bundle.path.name} has no {wanted} for {device} (it has {have}): {remedy}"
     )

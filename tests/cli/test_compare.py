@@ -123,7 +123,7 @@ def test_engines_are_listed_below_the_table(bundle, main):
     listed(bundle, engine(bundle))
     ended = main("compare", *FEW)
     assert ended.code == 0
-    assert "not run: w0.50-fp32.trt.engine needs --device cuda" in ended.out
+    assert "not run (needs --device cuda): w0.50-fp32.trt.engine" in ended.out
 
 
 def test_without_a_gpu_its_back_ends_are_an_error(here, main):
@@ -222,3 +222,9 @@ def test_without_onnx_runtime_there_is_nothing_to_compare(without, here):
     done = without("onnxruntime")
     assert done.returncode == 3 and "onnxruntime is not installed" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_is_no_bundle(main, tiny_run):
+    ended = main("compare", tiny_run)
+    (line,) = ended.err.splitlines()
+    assert ended.code == 2 and "is a run: compare takes the bundle" in line

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.errors import InputError
-from oat_edge.runtime.artifacts import CPU_PRECISIONS, ENGINES, artifacts_for, pick, widths_for
+from oat_edge.runtime.artifacts import (
+    CPU_PRECISIONS,
+    ENGINES,
+    artifacts_for,
+    choose_widths,
+    pick,
+    widths_for,
+)
 from oat_edge.runtime.recipe import Recipe
 
 ANY = {"format": None, "precision": None, "pinned_lambda": None}
@@ -117,3 +124,47 @@ def test_what_is_not_there_says_how_to_make_it(options, message, tiny_bundle):
     with pytest.raises(InputError) as caught:
         pick(tiny_bundle, device="cpu", **ANY | options)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_widths_that_a_device_cannot_run_are_told_not_dropped(bundle_of):
+    narrow, wide = onnx(0.5, "fp32"), onnx(1.0, "fp16")
+    bundle = bundle_of(narrow, wide, engine(wide))
+    assert choose_widths(bundle, "all") == ((0.5,), (1.0,))
+    assert choose_widths(bundle, "all", device="cuda") == ((0.5, 1.0), ())
+    assert choose_widths(bundle, "1.0") == ((1.0,), ())  # which `artifacts_for` then refuses
+    with pytest.raises(InputError, match=r"no onnx file of width 1 for cpu .*for GPUs"):
+        artifacts_for(bundle, (1.0,))
+    with pytest.raises(InputError, match=r"width 0\.75 is not there: have 0\.5, 1"):
+        choose_widths(bundle, "0.75")
+
+
+def test_the_widest_is_that_of_the_bundle_not_of_what_fits(bundle_of):
+    bundle = bundle_of(onnx(0.5, "fp32"), onnx(1.0, "fp16"))
+    with pytest.raises(InputError, match="no onnx file of width 1 for cpu"):
+        pick(bundle, device="cpu", width=None, **ANY)
+
+
+@pytest.mark.parametrize("device", ["gpu", "CPU", "jetson", ""])
+def test_a_device_that_is_none_is_not_taken_for_a_missing_driver(device, tiny_bundle):
+    with pytest.raises(InputError, match=f"device is '{device}': expected cpu or cuda"):
+        pick(tiny_bundle, device=device, width=None, **ANY)
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({"width": 0.6}, "the network was trained for widths 0.5, 1"),
+        ({"width": 0.5, "precision": "int8"}, "this version exports fp32, fp16"),
+        ({"width": 0.5, "precision": "fp16"}, "oat-edge export --width 0.5 --precision fp16"),
+    ],
+)
+def test_no_remedy_leads_into_another_refusal(options, remedy, tiny_bundle):
+    with pytest.raises(InputError) as caught:
+        pick(tiny_bundle, device="cpu", **ANY | options)
+    assert remedy in str(caught.value)
+
+
+def test_a_remedy_names_a_bundle_that_lies_elsewhere(tiny_bundle, tmp_path):
+    elsewhere = dataclasses.replace(tiny_bundle, path=tmp_path)
+    with pytest.raises(InputError, match=f"--precision fp16 --out {tmp_path}$"):
+        pick(elsewhere, device="cpu", width=0.5, **ANY | {"precision": "fp16"})
