@@ -103,6 +103,7 @@ def test_arguments_are_checked():
         augment(torch.zeros(1, 3, 4, 4), crop=-1, flip=False, generator=generator(0))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 @pytest.mark.gpu
 def test_gpu_gives_the_result_of_the_cpu():
     images = unique_pixels((8, 3, 6, 6))
