@@ -9,9 +9,10 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import dataclasses
+import gc
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,15 @@ def command(child_environment: dict[str, str]) -> Callable[..., subprocess.Compl
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def frozen_heap() -> Iterator[None]:
+    """A bench collects garbage before each measurement: it need not walk through all of torch."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

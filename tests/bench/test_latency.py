@@ -22,6 +22,8 @@ from oat_edge.bench.latency import (
 )
 from oat_edge.runtime.runner import DeviceTimes
 
+pytestmark = pytest.mark.usefixtures("frozen_heap")
+
 
 class FakeTime:
     """A clock that only requests move on; remembers every request."""

@@ -24,6 +24,8 @@ from oat_edge.operating_point import OperatingPoint
 from oat_edge.runtime import open_artifact, ort_profile
 from tests.bench.conftest import QUICKEST
 
+pytestmark = pytest.mark.usefixtures("frozen_heap")
+
 
 def test_one_row_per_artifact_lambda_and_batch(benched):
     rows = benched.report.rows

@@ -19,6 +19,8 @@ from benchmarks import (
 )
 from tests.gpus import on_gpu
 
+pytestmark = pytest.mark.usefixtures("frozen_heap")
+
 
 @pytest.fixture(autouse=True)
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -11,6 +11,9 @@ import pytest
 from oat_edge.errors import DependencyError
 from oat_edge.runtime.cuda import gpu
 
+pytestmark = pytest.mark.usefixtures("frozen_heap")
+
+
 QUICK = ("--quick", "--batch", 1, "--width", 1, "--lambda", "0,1")
 
 
