@@ -1,4 +1,4 @@
-"""What running an engine needs of CUDA: memory, streams, events and graphs. No torch, no toolkit.
+"""CUDA's driver and the GPU behind it. No torch, no toolkit.
 
 It is the driver's own API (libcuda.so.1), not the runtime library (libcudart): the driver's is on
 every machine whose GPU works, a Jetson too, keeps its name and its old symbols from one version
@@ -12,18 +12,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import gc
 import os
 import threading
 import weakref
-from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_uint64, c_void_p
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from oat_edge.errors import DependencyError
 
@@ -63,11 +57,9 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuGraphDestroy": (c_void_p,),
     "cuGraphExecDestroy": (c_void_p,),
 }
-# cuda.h: CUresult, CUdevice_attribute, CUstream_flags, CUstreamCaptureMode
+# cuda.h: CUresult, CUdevice_attribute
 OUT_OF_MEMORY, NO_DEVICE = 2, 100
 MULTIPROCESSORS, CAPABILITY_MAJOR, CAPABILITY_MINOR = 16, 75, 76
-NON_BLOCKING = 1  # never waits for the default stream, which others may use
-THREAD_LOCAL = 1  # calls of other threads do not spoil a capture
 CONTAINER = "in a container: docker run --gpus all, on a Jetson --runtime nvidia"
 
 
@@ -119,152 +111,17 @@ def memory_used_mb() -> float:
 
 def make_current() -> None:
     """Make the primary context the calling thread's: all that follows needs it."""
-    call("cuCtxSetCurrent", _primary().handle)
+    call("cuCtxSetCurrent", primary().handle)
 
 
 def call(name: str, *arguments: Any) -> None:
     """Call a function of the driver; raises `DependencyError` with its name and CUDA's text."""
-    code = getattr(_library(), name)(*arguments)
+    code = getattr(library(), name)(*arguments)
     if code:
         remedy = "run again; if it fails again, `oat-edge doctor` looks at the device"
         if code == OUT_OF_MEMORY:
             remedy = "close what else uses the GPU, or export with a smaller --batch"
         raise DependencyError(f"{name} failed ({_text(code)}): {remedy}")
-
-
-class Owned:
-    """Something of CUDA's: freed once, by `close`, with its last reference or at exit."""
-
-    def __init__(self, free: str, handle: int | None) -> None:
-        self.handle = handle
-        self.close = weakref.finalize(self, _free, free, handle)
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Stream(Owned):
-    """A queue of work for the device."""
-
-    def __init__(self) -> None:
-        super().__init__("cuStreamDestroy_v2", _create("cuStreamCreate", NON_BLOCKING))
-
-    def synchronize(self) -> None:
-        """Wait until all of it is done."""
-        call("cuStreamSynchronize", self.handle)
-
-
-class Event(Owned):
-    """A moment on the device's own clock."""
-
-    def __init__(self) -> None:
-        super().__init__("cuEventDestroy_v2", _create("cuEventCreate", 0))
-
-    def record(self, stream: Stream) -> None:
-        """The moment when what `stream` holds by now is done."""
-        call("cuEventRecord", self.handle, stream.handle)
-
-    def synchronize(self) -> None:
-        """Wait for the moment."""
-        call("cuEventSynchronize", self.handle)
-
-    def ms_since(self, earlier: Event) -> float:
-        """Milliseconds from `earlier` to here; both have passed."""
-        elapsed = c_float()
-        call("cuEventElapsedTime", byref(elapsed), earlier.handle, self.handle)
-        return elapsed.value
-
-
-class DeviceBuffer(Owned):
-    """Memory of the device, at `address` (a multiple of 256), `size` bytes."""
-
-    def __init__(self, size: int) -> None:
-        make_current()
-        address = c_uint64()
-        call("cuMemAlloc_v2", byref(address), size)
-        super().__init__("cuMemFree_v2", address.value)
-        self.address = address.value
-        self.size = size
-
-    def copy_from(self, host: npt.NDArray[Any], stream: Stream) -> None:
-        """Queue a copy of `host`, whole, to the start of this memory.
-
-        It only runs beside other work if `host` is page-locked; it must not change until then.
-        """
-        self._check(host)
-        source, size = host.ctypes.data, host.nbytes
-        call("cuMemcpyHtoDAsync_v2", self.address, source, size, stream.handle)
-
-    def copy_to(self, host: npt.NDArray[Any], stream: Stream) -> None:
-        """Queue a copy of the start of this memory that fills `host`."""
-        self._check(host)
-        call("cuMemcpyDtoHAsync_v2", host.ctypes.data, self.address, host.nbytes, stream.handle)
-
-    def _check(self, host: npt.NDArray[Any]) -> None:
-        # What CUDA would answer to these is a fault of the device or foreign memory.
-        if not host.flags.c_contiguous or host.nbytes > self.size:
-            raise ValueError(f"{host.nbytes} bytes for a buffer of {self.size}, or not contiguous")
-        if not self.close.alive:
-            raise ValueError("the buffer is closed")
-
-
-class Graph(Owned):
-    """The work that a function queues, recorded once, queued again by one call.
-
-    What the work uses (memory, execution contexts) must outlive it.
-    """
-
-    def __init__(self, stream: Stream, work: Callable[[], None]) -> None:
-        make_current()
-        graph, replay = c_void_p(), c_void_p()
-        # Garbage of another owner, freed by this thread meanwhile, would spoil the capture.
-        collects = gc.isenabled()
-        gc.disable()
-        try:
-            call("cuStreamBeginCapture_v2", stream.handle, THREAD_LOCAL)
-            self._record(stream, work, graph)
-        finally:
-            if collects:
-                gc.enable()
-        try:
-            call("cuGraphInstantiateWithFlags", byref(replay), graph, 0)
-        finally:
-            _discard(graph)
-        super().__init__("cuGraphExecDestroy", replay.value)
-
-    def _record(self, stream: Stream, work: Callable[[], None], graph: c_void_p) -> None:
-        try:
-            work()
-        except BaseException:
-            # The stream must leave its recording state whatever happened; the error is known.
-            _library().cuStreamEndCapture(stream.handle, byref(graph))
-            _discard(graph)
-            raise
-        call("cuStreamEndCapture", stream.handle, byref(graph))
-
-    def launch(self, stream: Stream) -> None:
-        """Queue the work."""
-        call("cuGraphLaunch", self.handle, stream.handle)
-
-
-def pinned(size: int) -> npt.NDArray[np.uint8]:
-    """Page-locked host memory of `size` bytes, which the device copies to and from on its own.
-
-    It is freed with the last array that looks at it, at the latest when the interpreter ends.
-    """
-    address = _create("cuMemHostAlloc", size, 0)
-    assert address is not None
-    memory = (ctypes.c_ubyte * size).from_address(address)
-    weakref.finalize(memory, _free, "cuMemFreeHost", address)
-    return np.frombuffer(memoryview(memory), dtype=np.uint8)
 
 
 class _Primary:
@@ -276,14 +133,15 @@ class _Primary:
         self.handle = handle
         # At exit finalizers run in the reverse of the order in which they were made: as nothing
         # else is made before it, this one is the last.
-        weakref.finalize(self, _library().cuDevicePrimaryCtxRelease_v2, device)
+        weakref.finalize(self, library().cuDevicePrimaryCtxRelease_v2, device)
 
 
 _lock = threading.Lock()
 _retained: list[_Primary] = []
 
 
-def _primary() -> _Primary:
+def primary() -> _Primary:
+    """The context that all of this process shares, with TensorRT and ONNX Runtime."""
     if not _retained:
         with _lock:
             if not _retained:
@@ -292,10 +150,10 @@ def _primary() -> _Primary:
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
     """The driver's library with its signatures; `DependencyError` if it is not there or too old."""
     try:
-        library = ctypes.CDLL(LIBRARY)
+        driver = ctypes.CDLL(LIBRARY)
     except OSError as error:
         what = "is not there" if "No such file" in str(error) else f"does not load ({error})"
         raise DependencyError(
@@ -303,18 +161,18 @@ def _library() -> ctypes.CDLL:
         ) from None
     for name, arguments in SIGNATURES.items():
         try:
-            function = getattr(library, name)
+            function = getattr(driver, name)
         except AttributeError:
             raise DependencyError(
                 f"{LIBRARY} has no {name}: expected the driver of CUDA 11.4 or later, update it"
             ) from None
         function.argtypes, function.restype = arguments, c_int
-    return library
+    return driver
 
 
 def _device() -> int:
     """The first visible device, of a driver that works."""
-    code = _library().cuInit(0)
+    code = library().cuInit(0)
     count, device = c_int(), c_int()
     if code == 0:
         call("cuDeviceGetCount", byref(count))
@@ -333,28 +191,7 @@ def _device() -> int:
     return device.value
 
 
-def _create(name: str, *arguments: Any) -> int | None:
-    """Call a function whose first argument receives a handle."""
-    make_current()
-    handle = c_void_p()
-    call(name, byref(handle), *arguments)
-    return handle.value
-
-
-def _free(name: str, handle: int | None) -> None:
-    # Results are not looked at: after a fault of the device every call fails, and the one that
-    # was first has been reported.
-    library = _library()
-    library.cuCtxSetCurrent(_primary().handle)
-    getattr(library, name)(handle)
-
-
-def _discard(graph: c_void_p) -> None:
-    if graph:
-        _library().cuGraphDestroy(graph)
-
-
 def _text(code: int) -> str:
     text = c_char_p()
-    _library().cuGetErrorString(code, byref(text))
+    library().cuGetErrorString(code, byref(text))
     return f"{text.value.decode(errors='replace')}, {code}" if text.value else f"error {code}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from oat_edge.errors import DependencyError, InputError
-from oat_edge.runtime import cuda, trt_api
+from oat_edge.runtime import cuda_work, trt_api
 from oat_edge.runtime.runner import RunnerIO
 
 EXPORT_AGAIN = "export again with `oat-edge export`"
@@ -123,13 +123,13 @@ class LoadedEngine:
         if missing := context.infer_shapes():
             raise self._failure(f"does not know the shape of {', '.join(missing)}")
 
-    def enqueue(self, context: Any, stream: cuda.Stream) -> None:
+    def enqueue(self, context: Any, stream: cuda_work.Stream) -> None:
         """Queue the network's kernels."""
         self._errors.clear()
         if not context.execute_async_v3(stream.handle):
             raise self._failure("fails")
 
-    def profile(self, context: Any, stream: cuda.Stream, *, runs: int) -> dict[str, float]:
+    def profile(self, context: Any, stream: cuda_work.Stream, *, runs: int) -> dict[str, float]:
         """Layer -> median milliseconds over `runs` requests, in the order in which they run."""
         request_ms: dict[str, float] = {}
         self._profiler = _profiler(self.library, request_ms)  # kept: the context only points to it

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oat_edge.errors import DependencyError
-from oat_edge.runtime import cuda
+from oat_edge.runtime import cuda, cuda_work
 from oat_edge.runtime.runner import DeviceTimes, Float32, RunnerIO
 from oat_edge.runtime.trt_engine import LoadedEngine
 
@@ -46,9 +46,9 @@ class Session:
         self._io = io
         self._low, self._high = low, high
         self._cuda_graph = cuda_graph
-        self._owned: list[cuda.Owned] = []
+        self._owned: list[cuda_work.Owned] = []
         self._batches: dict[int, Batch] = {}
-        self._graphs: dict[int, tuple[cuda.Graph, Any]] = {}
+        self._graphs: dict[int, tuple[cuda_work.Graph, Any]] = {}
         self._plain: Any = None
         self._plain_size: int | None = None
         self._timed = False
@@ -56,15 +56,15 @@ class Session:
         # λ lies in front of the images, in a place that is large enough at every batch size.
         self._lam_bytes = _aligned(4 * high) if io.pinned_lambda is None else 0
         try:
-            self._stream: cuda.Stream = self._own(cuda.Stream())
-            self._inputs: cuda.DeviceBuffer = self._own(
-                cuda.DeviceBuffer(self._lam_bytes + high * self._image_bytes)
+            self._stream: cuda_work.Stream = self._own(cuda_work.Stream())
+            self._inputs: cuda_work.DeviceBuffer = self._own(
+                cuda_work.DeviceBuffer(self._lam_bytes + high * self._image_bytes)
             )
-            self._logits: cuda.DeviceBuffer = self._own(
-                cuda.DeviceBuffer(4 * high * io.num_classes)
+            self._logits: cuda_work.DeviceBuffer = self._own(
+                cuda_work.DeviceBuffer(4 * high * io.num_classes)
             )
-            self._events: list[cuda.Event] = [self._own(cuda.Event()) for _ in range(4)]
-            self._host = [cuda.pinned(self._inputs.size), cuda.pinned(self._logits.size)]
+            self._events: list[cuda_work.Event] = [self._own(cuda_work.Event()) for _ in range(4)]
+            self._host = [cuda_work.pinned(self._inputs.size), cuda_work.pinned(self._logits.size)]
             self._plain = engine.new_context()
         except BaseException:
             self.close()
@@ -175,7 +175,7 @@ class Session:
             self.remarks += (remark,)
         return lambda: self._enqueue_plain(size)
 
-    def _capture(self, size: int) -> cuda.Graph:
+    def _capture(self, size: int) -> cuda_work.Graph:
         """Record a graph from a context of its own: a recorded context must not change."""
         context = self._engine.new_context()
         self._bind(context, size)
@@ -183,7 +183,7 @@ class Session:
         # whatever lies in the buffers; nobody looks at the result.
         self._engine.enqueue(context, self._stream)
         self._stream.synchronize()
-        graph = cuda.Graph(self._stream, lambda: self._engine.enqueue(context, self._stream))
+        graph = cuda_work.Graph(self._stream, lambda: self._engine.enqueue(context, self._stream))
         self._graphs[size] = (graph, context)
         return graph
 

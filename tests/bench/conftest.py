@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -15,10 +14,9 @@ from oat_edge.bench.config import BenchConfig
 from oat_edge.bench.run import bench_bundle
 from oat_edge.bundle import Artifact, Bundle, add_artifacts
 from oat_edge.config import NetworkSpec
-from oat_edge.errors import DependencyError
 from oat_edge.evaluation.pack import AttackPack
 from oat_edge.files import sha256_file
-from oat_edge.runtime.cuda import gpu
+from tests.gpus import need_cuda_provider
 
 CHECKPOINT = "c" * 64
 KNOTS = (0.0, 0.3, 1.0)
@@ -187,22 +185,7 @@ def both_kinds(tmp_path: Path) -> Bundle:
 @pytest.fixture
 def needs_gpu() -> None:
     """Skips, with the reason, where there is none that ONNX Runtime could use."""
-    try:
-        gpu()
-    except DependencyError as error:
-        pytest.skip(str(error))
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        pytest.skip("this onnxruntime has no CUDA provider: pip install 'oat-edge[gpu]'")
-
-
-@pytest.fixture
-def no_gpu() -> None:
-    """Skips where there is one."""
-    try:
-        found = gpu()
-    except DependencyError:
-        return
-    pytest.skip(f"this machine has a GPU ({found.name})")
+    need_cuda_provider()
 
 
 @pytest.fixture(scope="session")

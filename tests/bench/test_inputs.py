@@ -12,6 +12,7 @@ from oat_edge.bundle import Artifact, Bundle, add_artifacts
 from oat_edge.errors import DependencyError, InputError
 from oat_edge.runtime.recipe import Recipe
 from tests.bench.conftest import CHECKPOINT, QUICKEST, SPEC
+from tests.packages import need_rtx
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_engines_without_a_batch_in_common_are_to_be_chosen_from(with_engines):
 
 def test_a_missing_library_names_the_formats_that_can_be_measured(with_engines):
     """TensorRT is not installed here, TensorRT-RTX is: no device is needed to see that."""
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    need_rtx()
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("TensorRT is installed")
     bundle = with_engines((1, 8, 32), format="trt")

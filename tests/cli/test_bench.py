@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from oat_edge.errors import DependencyError
-from oat_edge.runtime.cuda import gpu
+from tests.gpus import without_gpu
 
 pytestmark = pytest.mark.usefixtures("frozen_heap")
 
@@ -109,15 +108,8 @@ def test_what_the_bundle_or_the_device_has_not_is_refused(folder, main, options,
     assert not (folder / "report.json").exists()
 
 
-@pytest.mark.parametrize("device", ["cuda", "jetson"])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=without_gpu), "jetson"])
 def test_a_device_that_is_not_there_is_exit_3_and_nothing_is_written(folder, main, device):
-    try:
-        found = gpu()
-    except DependencyError:
-        pass
-    else:
-        if device == "cuda":
-            pytest.skip(f"this machine has a GPU ({found.name})")
     ended = main("bench", "--bundle", folder, *QUICK, "--device", device)
     line = ended.err.splitlines()[-1]
     assert ended.code == 3 and line.startswith("error: ") and not (folder / "report.json").exists()

@@ -20,7 +20,7 @@ from tests.evaluation.changes import (
     one_weight,
     other_classes,
 )
-from tests.evaluation.test_compare import KNOB, engine, gpu_is_there
+from tests.evaluation.test_compare import KNOB, engine
 
 FEW = ("--samples", 6)
 
@@ -126,9 +126,7 @@ def test_engines_are_listed_below_the_table(bundle, main):
     assert "not run (needs --device cuda): w0.50-fp32.trt.engine" in ended.out
 
 
-def test_without_a_gpu_its_back_ends_are_an_error(here, main):
-    if gpu_is_there():
-        pytest.skip("this machine has a GPU")
+def test_without_a_gpu_its_back_ends_are_an_error(here, main, no_gpu):
     ended = main("compare", *FEW, "--device", "cuda", "--json", "out.json")
     assert ended.code == 3 and len(ended.err.splitlines()) == 1
     assert not Path("out.json").exists()

@@ -221,11 +221,7 @@ def test_where_there_is_nothing_it_says_so(path, part, main):
     assert ended.code == 2 and part in ended.err and len(ended.err.splitlines()) == 1
 
 
-def test_cuda_is_refused_where_it_is_not(main, run, bundle):
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
+def test_cuda_is_refused_where_it_is_not(main, run, bundle, no_gpu):
     for path in (bundle, run):
         ended = main("eval", path, "--device", "cuda")
         (line,) = ended.err.splitlines()

@@ -28,6 +28,7 @@ from tests.evaluation.changes import (
     one_weight,
     other_classes,
 )
+from tests.gpus import on_gpu, without_gpu
 
 KNOB, PINNED = "w0.50-fp32.onnx", "w0.50-fp32-lambda1.onnx"
 HALF = "w0.50-fp16.onnx"
@@ -235,20 +236,9 @@ def test_engines_on_a_cpu_are_listed_and_not_forgotten(bundle, trained):
         compare(bundle, trained, formats=("trt",))
 
 
-def gpu_is_there():
-    from oat_edge.runtime.cuda import gpu
-
-    try:
-        gpu()
-    except DependencyError:
-        return False
-    return True
-
-
+@without_gpu
 @pytest.mark.parametrize("formats", [("onnx",), ("trt",), None])
 def test_a_gpu_that_is_not_there_is_an_error_and_nothing_is_left_out(bundle, trained, formats):
-    if gpu_is_there():
-        pytest.skip("this machine has a GPU")
     said = []
     config = CompareConfig(device="cuda", num_samples=6, formats=formats)
     bundle = listed(bundle, engine(bundle))
@@ -259,10 +249,8 @@ def test_a_gpu_that_is_not_there_is_an_error_and_nothing_is_left_out(bundle, tra
     assert not any("onnxruntime-cpu" in text for text in said)  # nor after minutes of work
 
 
-@pytest.mark.gpu
+@on_gpu
 def test_on_a_gpu_every_back_end_is_compared(bundle, trained):
-    if not gpu_is_there():
-        pytest.skip("no NVIDIA GPU")
     found = compare(bundle, trained, device="cuda", widths=(0.5,))
     assert [(row.artifact, row.device) for row in found.rows] == [
         (file, device) for file in (KNOB, PINNED) for device in ("cpu", "cuda")

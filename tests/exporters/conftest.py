@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from oat_edge.bundle import Bundle
 from oat_edge.exporters.config import ExportConfig
 from oat_edge.exporters.export import export_bundle
+from oat_edge.exporters.to_tensorrt import BuiltEngine, build_engine
+from oat_edge.runtime.recipe import Recipe
+from oat_edge.runtime.trt_api import Library, load
 from oat_edge.train.checkpoint import Checkpoint
 from tests.conftest import make_network, spec_of
 
@@ -43,3 +47,23 @@ def half_bundle(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
     config = ExportConfig(widths=(0.5,), floor=False, attack_samples=0)
     out = tmp_path_factory.mktemp("half") / "half"
     return export_bundle(checkpoint, config, out, dataset=None)
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    """The real TensorRT-RTX."""
+    return load("trt-rtx")
+
+
+@pytest.fixture
+def build(library: Library, tmp_path: Path) -> Callable[..., BuiltEngine]:
+    """Build with a log at tmp_path/build.log."""
+
+    def build(content, precision="fp32", *, progress=lambda share: None, cache=b"", **options):
+        recipe = Recipe(format="trt-rtx", precision=precision, **options)
+        log = tmp_path / "build.log"
+        return build_engine(
+            content, recipe, library, timing_cache=cache, log=log, progress=progress
+        )
+
+    return build

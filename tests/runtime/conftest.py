@@ -7,7 +7,9 @@ import pytest
 from oat_edge.exporters.to_onnx import export
 from oat_edge.nn.fold import fold
 from oat_edge.runtime.runner import RunnerIO
+from oat_edge.runtime.trt_api import Library, load
 from tests.conftest import make_network, spec_of
+from tests.packages import need_rtx
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,10 @@ def dedicated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunnerIO]
     )
     io = RunnerIO(image_shape=spec.image_shape, num_classes=10, lambdas=spec.lambdas)
     return folder / artifact.file, io
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Library:
+    """The real TensorRT-RTX."""
+    need_rtx()
+    return load("trt-rtx")

@@ -9,14 +9,14 @@ import shutil
 import subprocess
 import sys
 import threading
-import zipfile
 
 import numpy as np
 import pytest
 
 from oat_edge.errors import DependencyError
-from oat_edge.runtime import cuda
+from oat_edge.runtime import cuda, cuda_work
 from tests.gpus import on_gpu
+from tests.packages import unpacked
 
 
 def has_driver():
@@ -37,10 +37,10 @@ without_driver = pytest.mark.skipif(has_driver(), reason="this machine has NVIDI
         cuda.gpu,
         cuda.memory_used_mb,
         cuda.make_current,
-        cuda.Stream,
-        cuda.Event,
-        lambda: cuda.DeviceBuffer(16),
-        lambda: cuda.pinned(16),
+        cuda_work.Stream,
+        cuda_work.Event,
+        lambda: cuda_work.DeviceBuffer(16),
+        lambda: cuda_work.pinned(16),
     ],
 )
 def test_without_a_driver_every_use_says_what_is_missing(use):
@@ -53,8 +53,7 @@ def test_without_a_driver_every_use_says_what_is_missing(use):
 def test_importing_touches_no_driver_and_leaves_nothing_at_exit():
     code = f"""
 import ctypes
-from oat_edge.runtime import cuda
-from tests.gpus import on_gpu
+from oat_edge.runtime import cuda, cuda_work
 opened = open("/proc/self/maps").read()
 assert {cuda.LIBRARY!r} not in opened
 try:
@@ -125,21 +124,7 @@ def header(request, tmp_path_factory):
         pytest.skip("no g++ to read cuda.h with")
     package = "nvidia-cuda-runtime" + ("" if request.param == "newest" else f"-{request.param}")
     folder = tmp_path_factory.mktemp(request.param)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-    ]
-    done = subprocess.run([*command, "-d", folder, package], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"pip cannot have {package}")
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder)
+    unpacked(package, folder)
     (found,) = folder.rglob("include/cuda.h")
     return found.parent
 
@@ -194,9 +179,9 @@ def test_the_gpu_is_described():
 @on_gpu
 def test_what_is_copied_to_the_device_comes_back():
     values = np.random.default_rng(0).random(1000, dtype=np.float32)
-    host, back = (cuda.pinned(values.nbytes).view(np.float32) for _ in range(2))
+    host, back = (cuda_work.pinned(values.nbytes).view(np.float32) for _ in range(2))
     host[:] = values
-    with cuda.Stream() as stream, cuda.DeviceBuffer(values.nbytes) as buffer:
+    with cuda_work.Stream() as stream, cuda_work.DeviceBuffer(values.nbytes) as buffer:
         assert buffer.address % 256 == 0
         buffer.copy_from(host, stream)
         buffer.copy_to(back, stream)
@@ -211,7 +196,7 @@ def test_what_is_copied_to_the_device_comes_back():
 
 @on_gpu
 def test_copies_that_cannot_be_right_are_refused():
-    with cuda.Stream() as stream, cuda.DeviceBuffer(16) as buffer:
+    with cuda_work.Stream() as stream, cuda_work.DeviceBuffer(16) as buffer:
         with pytest.raises(ValueError, match="20 bytes for a buffer of 16"):
             buffer.copy_from(np.zeros(5, np.float32), stream)
         with pytest.raises(ValueError, match="not contiguous"):
@@ -223,15 +208,15 @@ def test_copies_that_cannot_be_right_are_refused():
 
 @on_gpu
 def test_a_graph_replays_its_copies_with_the_memory_of_now():
-    source, target = (cuda.pinned(4096) for _ in range(2))
-    with cuda.Stream() as stream, cuda.DeviceBuffer(4096) as buffer:
+    source, target = (cuda_work.pinned(4096) for _ in range(2))
+    with cuda_work.Stream() as stream, cuda_work.DeviceBuffer(4096) as buffer:
 
         def there_and_back():
             buffer.copy_from(source, stream)
             buffer.copy_to(target, stream)
 
         target[:] = 0
-        with cuda.Graph(stream, there_and_back) as graph:
+        with cuda_work.Graph(stream, there_and_back) as graph:
             stream.synchronize()
             assert not target.any()  # recorded, not run
             for value in (3, 5):
@@ -243,30 +228,30 @@ def test_a_graph_replays_its_copies_with_the_memory_of_now():
 
 @on_gpu
 def test_a_recording_that_fails_leaves_the_stream_usable():
-    source = cuda.pinned(64)
-    with cuda.Stream() as stream, cuda.DeviceBuffer(64) as buffer:
+    source = cuda_work.pinned(64)
+    with cuda_work.Stream() as stream, cuda_work.DeviceBuffer(64) as buffer:
 
         def fail():
             buffer.copy_from(source, stream)
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            cuda.Graph(stream, fail)
+            cuda_work.Graph(stream, fail)
         with pytest.raises(DependencyError, match="cuStreamSynchronize failed"):
-            cuda.Graph(stream, stream.synchronize)  # must not be recorded
+            cuda_work.Graph(stream, stream.synchronize)  # must not be recorded
         buffer.copy_from(source, stream)
         stream.synchronize()
 
 
 @on_gpu
 def test_events_measure_the_device_s_time():
-    host = cuda.pinned(64 << 20)
+    host = cuda_work.pinned(64 << 20)
     with (
-        cuda.Stream() as stream,
-        cuda.DeviceBuffer(host.nbytes) as buffer,
-        cuda.Event() as start,
-        cuda.Event() as middle,
-        cuda.Event() as end,
+        cuda_work.Stream() as stream,
+        cuda_work.DeviceBuffer(host.nbytes) as buffer,
+        cuda_work.Event() as start,
+        cuda_work.Event() as middle,
+        cuda_work.Event() as end,
     ):
         start.record(stream)
         buffer.copy_from(host, stream)
@@ -282,9 +267,9 @@ def test_events_measure_the_device_s_time():
 
 @on_gpu
 def test_every_thread_may_use_what_one_has_made():
-    host = cuda.pinned(64)
+    host = cuda_work.pinned(64)
     failures = []
-    with cuda.Stream() as stream, cuda.DeviceBuffer(64) as buffer:
+    with cuda_work.Stream() as stream, cuda_work.DeviceBuffer(64) as buffer:
 
         def work():
             try:
@@ -305,14 +290,14 @@ def test_every_thread_may_use_what_one_has_made():
 @on_gpu
 def test_memory_is_given_back_once_by_close_or_with_the_last_reference():
     size = 256 << 20
-    cuda.Stream().close()
+    cuda_work.Stream().close()
     before = cuda.memory_used_mb()
-    buffer = cuda.DeviceBuffer(size)
+    buffer = cuda_work.DeviceBuffer(size)
     assert cuda.memory_used_mb() >= before + 250
     buffer.close()
     buffer.close()
     assert cuda.memory_used_mb() < before + 20
-    buffer = cuda.DeviceBuffer(size)
+    buffer = cuda_work.DeviceBuffer(size)
     del buffer
     gc.collect()
     assert cuda.memory_used_mb() < before + 20
@@ -320,11 +305,11 @@ def test_memory_is_given_back_once_by_close_or_with_the_last_reference():
 
 @on_gpu
 def test_page_locked_memory_lives_as_long_as_any_view_of_it():
-    part = cuda.pinned(1 << 20).view(np.float32)[10:20]
+    part = cuda_work.pinned(1 << 20).view(np.float32)[10:20]
     gc.collect()
     part[:] = 7
-    with cuda.Stream() as stream, cuda.DeviceBuffer(part.nbytes) as buffer:
-        back = cuda.pinned(part.nbytes).view(np.float32)
+    with cuda_work.Stream() as stream, cuda_work.DeviceBuffer(part.nbytes) as buffer:
+        back = cuda_work.pinned(part.nbytes).view(np.float32)
         buffer.copy_from(part, stream)
         buffer.copy_to(back, stream)
         stream.synchronize()
@@ -336,19 +321,19 @@ def test_more_memory_than_there_is_is_one_line_with_a_remedy():
     with pytest.raises(
         DependencyError, match=r"cuMemAlloc_v2 failed \(out of memory.*--batch"
     ) as e:
-        cuda.DeviceBuffer(1 << 50)
+        cuda_work.DeviceBuffer(1 << 50)
     assert "\n" not in str(e.value)
-    with cuda.DeviceBuffer(1024):
+    with cuda_work.DeviceBuffer(1024):
         pass
 
 
 @on_gpu
 def test_nothing_is_said_when_the_interpreter_ends_with_all_of_it_open():
     code = """
-from oat_edge.runtime import cuda
-from tests.gpus import on_gpu
-stream, event, buffer, host = cuda.Stream(), cuda.Event(), cuda.DeviceBuffer(64), cuda.pinned(64)
-graph = cuda.Graph(stream, lambda: buffer.copy_from(host, stream))
+from oat_edge.runtime import cuda_work
+stream, event = cuda_work.Stream(), cuda_work.Event()
+buffer, host = cuda_work.DeviceBuffer(64), cuda_work.pinned(64)
+graph = cuda_work.Graph(stream, lambda: buffer.copy_from(host, stream))
 graph.launch(stream)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -10,11 +10,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from oat_edge.errors import DependencyError, InputError
+from oat_edge.errors import InputError
 from oat_edge.runtime import open_artifact
-from oat_edge.runtime.cuda import gpu
 from oat_edge.runtime.ort import OrtRunner
 from oat_edge.runtime.ort_cuda import BoundRequest, Gate
+from tests.gpus import need_cuda_provider
 
 LAMBDAS = (0.0, 0.05, 0.1, 0.3, 0.77, 1.0)
 
@@ -107,12 +107,7 @@ def test_an_error_inside_leaves_the_gate_open():
 @pytest.fixture
 def on_gpu(tiny_bundle):
     """Makes runners of one file on the GPU."""
-    try:
-        gpu()
-    except DependencyError as error:
-        pytest.skip(str(error))
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        pytest.skip("this onnxruntime has no CUDA provider: pip install 'oat-edge[gpu]'")
+    need_cuda_provider()
     opened = []
 
     def make(**options):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-
 from oat_edge.runtime import trt_api
 from oat_edge.runtime.trt_engine import _profiler, median_ms
+from tests.packages import need_rtx
 
 
 def test_times_of_layers_are_medians_of_what_each_request_adds_up_to():
     """The library's own profiler is told times as the library tells them: one request stalls."""
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    need_rtx()
     request_ms: dict[str, float] = {}
     profiler = _profiler(trt_api.load("trt-rtx"), request_ms)
     stalls = iter([0.0, 0.0, 4.0, 0.0, 0.0])
