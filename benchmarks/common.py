@@ -13,10 +13,18 @@ from rich.console import Console
 
 from oat_edge.bench.environment import collect
 from oat_edge.bench.latency import gc_paused
+from oat_edge.config import NetworkSpec
 from oat_edge.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 console = Console(width=100, highlight=False)
+
+
+def small_image_spec(arch: str) -> NetworkSpec:
+    """Ten classes of 32x32 colour images, as in the papers, with all else as it is by default."""
+    return NetworkSpec(
+        arch=arch, class_names=tuple("0123456789"), image_shape=(3, 32, 32), eps=8 / 255
+    )
 
 
 def interleaved(

@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import console, save
+from benchmarks.common import console, save, small_image_spec
 from benchmarks.inference import randomised
-from oat_edge.config import NetworkSpec
 from oat_edge.exporters.to_onnx import OPSET, export
 from oat_edge.exporters.to_tensorrt import build_engine
 from oat_edge.nn.fold import fold
@@ -82,9 +81,7 @@ def main() -> int:
 
 def count_network(arch: str, width: float) -> dict[str, Any]:
     """Kernels of the λ-input engine and of the pinned one."""
-    spec = NetworkSpec(
-        arch=arch, class_names=tuple("0123456789"), image_shape=(3, 32, 32), eps=8 / 255
-    )
+    spec = small_image_spec(arch)
     folded = fold(randomised(build_network(spec)), width)
     row: dict[str, Any] = {"arch": arch, "width": width}
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import console, interleaved, ratio, save
+from benchmarks.common import console, interleaved, ratio, save, small_image_spec
 from benchmarks.inference import randomised
 from oat_edge.config import NetworkSpec
 from oat_edge.errors import DependencyError, OatEdgeError
@@ -76,12 +76,7 @@ def main() -> int:
         console.print(f"error: {error}", markup=False)
         return error.exit_code
     console.print(f"{found.name}, compute capability {found.compute_capability}", markup=False)
-    spec = NetworkSpec(
-        arch=arguments.arch,
-        class_names=tuple("0123456789"),
-        image_shape=(3, 32, 32),
-        eps=8 / 255,
-    )
+    spec = small_image_spec(arguments.arch)
     network = randomised(build_network(spec))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

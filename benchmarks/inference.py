@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import console, interleaved, ratio, save
+from benchmarks.common import console, interleaved, ratio, save, small_image_spec
 from benchmarks.straightforward import StraightforwardNetwork
 from oat_edge.bench.throughput import available_cores
 from oat_edge.config import NetworkSpec
@@ -44,12 +44,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=5)
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
-    spec = NetworkSpec(
-        arch=arguments.arch,
-        class_names=tuple("0123456789"),
-        image_shape=(3, 32, 32),
-        eps=8 / 255,
-    )
+    spec = small_image_spec(arguments.arch)
     network = randomised(build_network(spec))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -27,8 +27,8 @@ Int64 = npt.NDArray[np.int64]
 # DESIGN, section 5: float32 sums in another order; on a GPU (TF32 off) other algorithms as well.
 MAX_ABS_DIFF = {"cpu": 1e-4, "gpu": 1e-3}
 MIN_AGREEMENT = 0.995
-# Of the largest logit. Classes alone let through what half precision does not explain (it moved
-# logits by up to 0.1 % of it): with λ rounded to tenths 99.7 % of a file's classes were right.
+# Of the largest logit. Half precision moved logits by 0.23 % of it at most (docs/results.md).
+# Classes alone are too weak: with λ rounded to tenths 99.7 % of a file's classes were right.
 MAX_HALF_DIFF = 0.02
 # Fewer pairs than these and one near-tie fails the gate: 99.5 % of them is all of them.
 MIN_PAIRS = 200
