@@ -237,7 +237,7 @@ def test_a_missing_key_is_an_input_error_or_a_shorter_free_dict(benched, data):
         parent = parent[key]
     del parent[path[-1]]
     free = (
-        path in (("transfer",), ("profile",))
+        path in (("transfer",), ("profile",), ("transfer_artifacts",))
         or (path[0], path[-1]) in LATER
         or path[-2:-1] == ("library_versions",)
         or (path[-2:-1] == ("robust_accuracy",) and path[-1] != "worst")
@@ -257,3 +257,10 @@ def test_files_that_are_no_reports(tmp_path):
         Report.load(tmp_path / "cut.json")
     with pytest.raises(InputError, match="schema"):
         Report.from_json([])
+
+
+@pytest.mark.parametrize("key", ["transfer", "profile", "transfer_artifacts"])
+def test_a_report_from_before_a_field_still_loads(benched, key):
+    value = benched.report.to_json()
+    del value[key]
+    assert not getattr(Report.from_json(value), key)
