@@ -20,6 +20,8 @@ EXTRAS = {
     "onnxruntime": "cpu",
     "tensorrt": "trt",
     "tensorrt_rtx": "trt-rtx",
+    "pynvml": "nvml",
+    "tomlkit": "remote",
     "matplotlib": "report",
     "pyautoattack": "attack",
 }

@@ -14,7 +14,8 @@ import oat_edge
 
 HEAVY = (
     "torch", "onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt_rtx",
-    "matplotlib", "sklearn", "scipy", "safetensors", "pooch", "PIL", "pyautoattack",
+    "matplotlib", "sklearn", "scipy", "safetensors", "pooch", "PIL", "pyautoattack", "pynvml",
+    "tomlkit",
 )  # fmt: skip
 
 HIDE = f"""
@@ -131,7 +132,7 @@ def test_inspect_checks_a_bundle_and_a_run(runs, tiny_bundle):
 def test_doctor_says_what_this_machine_is(runs):
     assert runs["doctor"]["code"] == 0 and "python" in runs["doctor"]["out"]
     value = json.loads(runs["doctor json"]["out"])
-    assert set(value) == {"environment", "gpu", "engines", "packages"}
+    assert set(value) == {"environment", "gpu", "power", "engines", "packages"}
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,13 @@ Square sees the engine as it runs, quantisation included.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from oat_edge.attacks.square import square_settings
 from oat_edge.bench.config import PACK, SQUARE, BenchConfig
-from oat_edge.bench.latency import NS, Progress
+from oat_edge.bench.latency import Progress
 from oat_edge.bench.progress import ImageCount
-from oat_edge.evaluation.accuracy import to_float
 from oat_edge.evaluation.outcome import (
     Bool,
     Infer,
@@ -59,23 +57,14 @@ def measure_outcomes(
 
 
 def accuracy_seconds(
-    runner: Runner,
-    packs: PackSet | None,
+    per_image_s: float,
+    packs: PackSet,
     width: float,
     lambdas: Sequence[float],
     config: BenchConfig,
 ) -> float:
-    """About how long `measure_outcomes` will take, from one timed request."""
-    points = [] if packs is None else _attacked_points(packs, width, lambdas, config)
-    if packs is None or not points:
-        return 0.0
-    config = _fitting(runner, config)
-    infer = steady(runner)
-    image = to_float(packs.images[: config.accuracy_batch])
-    infer(image, points[0].lam)  # the first request is slower than those that follow
-    start_ns = time.perf_counter_ns()
-    infer(image, points[0].lam)
-    per_image_s = (time.perf_counter_ns() - start_ns) / NS / len(image)
+    """About how long `measure_outcomes` will take of a network that takes so long an image."""
+    points = _attacked_points(packs, width, lambdas, config)
     return per_image_s * sum(_num_images(packs, point, config) for point in points)
 
 

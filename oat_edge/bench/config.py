@@ -10,6 +10,7 @@ from oat_edge.config import check_range
 from oat_edge.errors import InputError
 
 DeviceName = Literal["cpu", "cuda", "jetson"]
+Processor = Literal["cpu", "gpu"]
 MAX_BATCH = 4096
 # Requests in flight in throughput mode on a GPU: one computes while the other is copied.
 GPU_WORKERS = 2
@@ -23,7 +24,9 @@ class BenchConfig:
     """One bench (DESIGN, section 7). The limits of a measurement are minimums and all hold."""
 
     device: DeviceName = "cpu"
-    """What to measure on."""
+    """What to measure on; "jetson" is the whole board, of which `processor` runs the network."""
+    processor: Processor | None = None
+    """Of a Jetson: its GPU (None) or its CPU; the others have one that counts."""
     batches: tuple[int, ...] = (1, 16)
     """Images per request, growing; 1 is what a camera needs, 16 shows what batching gains."""
     formats: tuple[str, ...] | None = None
@@ -67,6 +70,12 @@ class BenchConfig:
     """Replay packs at every operating point, not only at the one they were crafted for."""
     queries: int = 1000
     """Square: images like it that the engine is shown per image and operating point."""
+    idle_seconds: float = 2.0
+    """How long the machine's power at rest is looked at first, where it can be read."""
+    monitor_hz: float = 20.0
+    """Readings of power, clocks and temperatures per second."""
+    timeout_s: float = 600.0
+    """A cell whose process says nothing for so long is ended; its rows have failed."""
     seed: int = 0
     """Seeds made-up images, permutation tests and Square."""
 
@@ -74,12 +83,22 @@ class BenchConfig:
         if self.device not in get_args(DeviceName):
             choices = ", ".join(get_args(DeviceName))
             raise InputError(f"device is '{self.device}': expected one of {choices}")
+        if self.processor not in (None, *get_args(Processor)):
+            raise InputError(f"processor is '{self.processor}': expected cpu or gpu")
+        if self.processor is not None and self.processor != self._usual and self.device != "jetson":
+            raise InputError(
+                f"processor is {self.processor} and device {self.device}: of a Jetson either can "
+                "be chosen, of others --device says it"
+            )
         if not self.batches or min(self.batches) < 1 or self.batches != _growing(self.batches):
             raise InputError(f"batches are {self.batches}: expected growing numbers of 1 or more")
         if max(self.batches) > MAX_BATCH:
             raise InputError(f"batch is {max(self.batches)}: expected {MAX_BATCH} or less")
-        for name in ("min_seconds", "warmup_min_s", "rewarm_s", "throughput_seconds"):
+        spans = ("min_seconds", "warmup_min_s", "rewarm_s", "throughput_seconds", "idle_seconds")
+        for name in spans:
             check_range(name, getattr(self, name), 0.0, 86400.0)
+        check_range("monitor_hz", self.monitor_hz, 1.0, 1000.0)
+        check_range("timeout_s", self.timeout_s, 0.01, 86400.0)
         least = {"min_iterations": 1, "rounds": 3, "windows": 2, "profile_runs": 1}
         for name, low in least.items():
             _at_least(name, getattr(self, name), low)
@@ -113,8 +132,23 @@ class BenchConfig:
             "rounds": 4,
             "warmup_cap_s": 3.0,
             "throughput_seconds": 1.0,
+            "idle_seconds": 1.0,
         }
         return cls(**{**short, **changes})
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU runs the network."""
+        return (self.processor or self._usual) == "gpu"
+
+    @property
+    def runner_device(self) -> Literal["cpu", "cuda"]:
+        """What runners call it."""
+        return "cuda" if self.on_gpu else "cpu"
+
+    @property
+    def _usual(self) -> Processor:
+        return "cpu" if self.device == "cpu" else "gpu"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

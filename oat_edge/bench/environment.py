@@ -1,11 +1,13 @@
 """What a measurement ran on. Reads only; changes no setting of the machine.
 
-A fact that cannot be read is None, and `warnings` says why. Files are read below `sysroot`, so
-that a recorded tree of another machine can stand in for this one.
+A fact that cannot be read is None, and `warnings` says why. All is read through a `System`, so
+that a recorded tree of another machine can stand in for this one; then nothing of this machine is
+mixed in.
 """
 
 from __future__ import annotations
 
+import math
 import platform
 import re
 import subprocess
@@ -15,18 +17,18 @@ from importlib import metadata
 from pathlib import Path
 
 from oat_edge import __version__
-from oat_edge.bench.throughput import available_cores
+from oat_edge.device import nvidia
+from oat_edge.device.cpu import ClocksMhz, Cpu, look
+from oat_edge.device.jetson import Jetson, board_name, detect
+from oat_edge.device.nvidia import GpuFacts, nvidia_driver
+from oat_edge.device.system import System
 from oat_edge.runtime.cuda import gpu
 
+THIS_MACHINE = System()
+UNKNOWN = "unknown"
 LIBRARIES = (
     "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch",
     "pyautoattack",
-)  # fmt: skip
-# What decides the speed of a CNN: vector units and their int8, fp16 and bf16 parts.
-VECTOR_EXTENSIONS = (
-    "sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16",
-    "avx512_fp16", "amx_int8", "amx_bf16",
-    "neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
 
 
@@ -39,7 +41,8 @@ class Device:
     board: str | None
     """Name from the device tree, such as "NVIDIA Jetson Orin Nano"; PCs have none."""
     machine: str
-    cores: int
+    """Instruction set; "unknown" if a recorded tree does not say it, as with all such texts."""
+    cores: int | None
     """Logical cores that the process may use."""
     vector_extensions: tuple[str, ...] | None
     """Of the CPU."""
@@ -51,15 +54,6 @@ class Device:
     """Of a GPU: newest CUDA version that its driver serves."""
     gpu_memory_mb: float | None = None
     """Of a GPU (10^6 bytes); a Jetson shares it with the CPU."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClocksMhz:
-    """CPU clocks over the cores at the start, and the highest that the machine allows."""
-
-    min: float
-    max: float
-    limit: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,71 +75,99 @@ class Environment:
     """Of the working folder; ends in "-dirty" if files differ from the commit."""
     timestamp_utc: str
     warnings: tuple[str, ...]
+    jetson: Jetson | None = None
+    """Of a Jetson, whichever of its processors was used; its `warnings` are its own."""
+    gpu: GpuFacts | None = None
+    """Beside a GPU: its state as NVML tells it, with `warnings` of its own."""
+    recorded_from: str | None = None
+    """The recorded tree that the facts are from; None if they are this machine's."""
 
 
 def collect(
-    *, sysroot: Path = Path("/"), folder: Path | None = None, device: str = "cpu"
+    *, system: System = THIS_MACHINE, folder: Path | None = None, device: str = "cpu"
 ) -> Environment:
-    """Look at this machine.
+    """Look at a machine.
 
     folder: where to ask for the git commit; None is the current one. device: what runs the
-    network; on "cuda" the GPU must be there (`DependencyError`).
+    network, "cpu", "cuda" or "jetson"; unless it is the CPU, the GPU must be there
+    (`DependencyError`).
     """
     warnings: list[str] = []
-
-    def known(name: str, value: str | None, reason: str) -> str | None:
-        if value is None:
-            warnings.append(f"{name}: {reason}")
-        return value
-
-    cpuinfo = _read(sysroot / "proc/cpuinfo") or ""
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", cpuinfo, re.MULTILINE)
-    if flags is None:
-        warnings.append("device.vector_extensions: /proc/cpuinfo does not list them")
-    governor = known("power_mode", _governor(sysroot), "the CPU has no readable governor")
-    clocks = _clocks_mhz(sysroot, cpuinfo)
-    if clocks is None:
-        warnings.append("clocks_mhz: neither cpufreq nor /proc/cpuinfo shows them")
-    elif clocks.limit is None:
-        warnings.append("clocks_mhz.limit: cpufreq does not show it")
-    driver = None
+    if system.recorded:
+        warnings.append(f"recorded_from: the facts are of the tree {system.root}, not of here")
+    cpu = look(system)
+    described = _described(cpu, board_name(system), warnings)
+    jetson, facts = detect(system), None
     if device == "cpu":
         warnings.append("driver: a CPU has none")
     else:
-        reason = "/proc/driver/nvidia/version is not readable"
-        driver = known("driver", nvidia_driver(sysroot), reason)
-    if device != "cpu":
-        for name, value in (("clocks_mhz", clocks), ("power_mode", governor)):
+        described = _with_gpu(described, device, system, warnings)
+        facts, why = gpu_facts(system, jetson)
+        if why is not None:
+            warnings.append(f"gpu: {why}")
+        for name, value in (("clocks_mhz", cpu.clocks_mhz), ("power_mode", cpu.governor)):
             if value is not None:
-                warnings.append(f"{name}: of the CPU; the GPU's are not read yet")
-    load = _read(sysroot / "proc/loadavg")
-    if load is None:
-        warnings.append("load_average: /proc/loadavg is not readable")
-    cpu = Device(
-        kind="cpu",
-        model=known("device.model", _cpu_model(cpuinfo), "/proc/cpuinfo does not name it"),
-        board=board_name(sysroot),
-        machine=platform.machine(),
-        cores=available_cores(),
-        vector_extensions=_vector_extensions(flags.group(1)) if flags else None,
-    )
+                warnings.append(f"{name}: of the CPU; the GPU's are under jetson or gpu")
+    driver = None if device == "cpu" else nvidia_driver(system)
+    if driver is None and device != "cpu":
+        warnings.append("driver: /proc/driver/nvidia/version is not readable")
+    os_name, kernel, python, libraries = _software(system, warnings)
+    commit = _git_commit(folder)
+    if commit is None:
+        warnings.append("git_commit: not inside a git checkout")
     return Environment(
-        device=cpu if device == "cpu" else _with_gpu(cpu, device),
-        os=known("os", _os_name(sysroot), "/etc/os-release is not readable"),
-        kernel=f"{platform.system()} {platform.release()}",
+        device=described,
+        os=os_name,
+        kernel=kernel,
         driver=driver,
-        python=platform.python_version(),
-        library_versions=library_versions(),
-        power_mode=governor,
-        clocks_mhz=clocks,
-        load_average=tuple(float(part) for part in load.split()[:3]) if load else None,
-        git_commit=known("git_commit", _git_commit(folder), "not inside a git checkout"),
+        python=python,
+        library_versions=libraries,
+        power_mode=cpu.governor,
+        clocks_mhz=cpu.clocks_mhz,
+        load_average=_load_average(system, warnings),
+        git_commit=commit,
         timestamp_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        jetson=jetson,
+        gpu=facts,
+        recorded_from=str(system.root) if system.recorded else None,
         warnings=tuple(warnings),
     )
 
 
-def _with_gpu(cpu: Device, kind: str) -> Device:
+def gpu_facts(system: System, jetson: Jetson | None) -> tuple[GpuFacts | None, str | None]:
+    """What NVML says of the GPU, or why nothing; a Jetson's is not worth the question."""
+    if jetson is not None:
+        return None, "NVML tells next to nothing of a Jetson's GPU, its state is under jetson"
+    return nvidia.detect(system)
+
+
+def _described(cpu: Cpu, board: str | None, warnings: list[str]) -> Device:
+    """The CPU as the device, and a reason for each of its facts that is missing."""
+    reasons = {
+        "device.model": (cpu.model, "/proc/cpuinfo does not name it"),
+        "device.machine": (cpu.machine, "uname -m is not recorded"),
+        "device.cores": (cpu.cores, "neither nproc nor /proc/cpuinfo says it"),
+        "device.vector_extensions": (cpu.vector_extensions, "/proc/cpuinfo does not list them"),
+        "power_mode": (cpu.governor, "the CPU has no readable governor"),
+        "clocks_mhz": (cpu.clocks_mhz, "neither cpufreq nor /proc/cpuinfo shows them"),
+    }
+    warnings += [f"{name}: {why}" for name, (value, why) in reasons.items() if value is None]
+    if cpu.clocks_mhz is not None and cpu.clocks_mhz.limit is None:
+        warnings.append("clocks_mhz.limit: cpufreq does not show it")
+    return Device(
+        kind="cpu",
+        model=cpu.model,
+        board=board,
+        machine=cpu.machine or UNKNOWN,
+        cores=cpu.cores,
+        vector_extensions=cpu.vector_extensions,
+    )
+
+
+def _with_gpu(cpu: Device, kind: str, system: System, warnings: list[str]) -> Device:
+    if system.recorded:
+        warnings.append("device.model: the driver of a recorded tree's GPU cannot be asked")
+        return replace(cpu, kind=kind, model=None, host=cpu.model)
     found = gpu()
     return replace(
         cpu,
@@ -158,17 +180,37 @@ def _with_gpu(cpu: Device, kind: str) -> Device:
     )
 
 
-def board_name(sysroot: Path = Path("/")) -> str | None:
-    """The board's name from its device tree; None on machines without one (PCs)."""
-    text = _read(sysroot / "proc/device-tree/model")
-    return text.strip("\0 \n") or None if text else None
+def _software(system: System, warnings: list[str]) -> tuple[str | None, str, str, dict[str, str]]:
+    """Operating system, kernel, Python, libraries."""
+    text = system.read("etc/os-release") or ""
+    found = re.search(r'^PRETTY_NAME="?(.*?)"?$', text, re.MULTILINE)
+    if found is None:
+        warnings.append("os: /etc/os-release is not readable")
+    name = found.group(1) if found else None
+    if not system.recorded:
+        kernel = f"{platform.system()} {platform.release()}"
+        return name, kernel, platform.python_version(), library_versions()
+    release = system.run("uname", "-r")
+    if release is None:
+        warnings.append("kernel: uname -r is not recorded")
+    python = (system.run("python3", "--version") or "").removeprefix("Python ")
+    if not python:
+        warnings.append("python: python3 --version is not recorded")
+    warnings.append("library_versions: those of a recorded tree are not known")
+    kernel = UNKNOWN if release is None else f"{system.run('uname', '-s') or 'Linux'} {release}"
+    return name, kernel, python or UNKNOWN, {}
 
 
-def nvidia_driver(sysroot: Path = Path("/")) -> str | None:
-    """Version of the loaded NVIDIA kernel driver; None if there is none."""
-    text = _read(sysroot / "proc/driver/nvidia/version")
-    found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)", text) if text else None
-    return found.group(1) if found else None
+def _load_average(system: System, warnings: list[str]) -> tuple[float, ...] | None:
+    fields = (system.read("proc/loadavg") or "").split()[:3]
+    try:
+        load = tuple(float(field) for field in fields)
+    except ValueError:
+        load = ()
+    if len(load) < 3 or not all(map(math.isfinite, load)):
+        warnings.append("load_average: /proc/loadavg is not readable")
+        return None
+    return load
 
 
 def library_versions() -> dict[str, str]:
@@ -182,48 +224,6 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def _cpu_model(cpuinfo: str) -> str | None:
-    found = re.search(r"^(?:model name|Model|cpu model)\s*:\s*(\S.*)$", cpuinfo, re.MULTILINE)
-    if found:
-        return found.group(1).strip()
-    # Arm kernels name the core by numbers only (Cortex-A78AE is 0x41/0xd42).
-    implementer = re.search(r"^CPU implementer\s*:\s*(\S+)", cpuinfo, re.MULTILINE)
-    part = re.search(r"^CPU part\s*:\s*(\S+)", cpuinfo, re.MULTILINE)
-    return f"Arm {implementer.group(1)}/{part.group(1)}" if implementer and part else None
-
-
-def _vector_extensions(flags: str) -> tuple[str, ...]:
-    have = set(flags.split())
-    return tuple(name for name in VECTOR_EXTENSIONS if name in have)
-
-
-def _os_name(sysroot: Path) -> str | None:
-    text = _read(sysroot / "etc/os-release") or ""
-    found = re.search(r'^PRETTY_NAME="?(.*?)"?$', text, re.MULTILINE)
-    return found.group(1) if found else None
-
-
-def _governor(sysroot: Path) -> str | None:
-    texts = (_read(path) for path in _cpufreq(sysroot, "scaling_governor"))
-    return ", ".join(sorted({text.strip() for text in texts if text})) or None
-
-
-def _clocks_mhz(sysroot: Path, cpuinfo: str) -> ClocksMhz | None:
-    def mhz(name: str) -> list[float]:
-        texts = (_read(path) for path in _cpufreq(sysroot, name))
-        return [int(text) / 1000 for text in texts if text and text.strip().isdigit()]
-
-    now = mhz("scaling_cur_freq")
-    now = now or [float(f) for f in re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", cpuinfo, re.MULTILINE)]
-    if not now:
-        return None
-    return ClocksMhz(min=min(now), max=max(now), limit=max(mhz("cpuinfo_max_freq"), default=None))
-
-
-def _cpufreq(sysroot: Path, name: str) -> list[Path]:
-    return sorted((sysroot / "sys/devices/system/cpu").glob(f"cpu[0-9]*/cpufreq/{name}"))
-
-
 def _git_commit(folder: Path | None) -> str | None:
     command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
@@ -233,10 +233,3 @@ def _git_commit(folder: Path | None) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None if found.returncode == 0 else None
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return None

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
 
 from oat_edge.bench.config import SQUARE, BenchConfig, DeviceName
-from oat_edge.bench.environment import board_name, nvidia_driver
 from oat_edge.bundle import Artifact, Bundle
+from oat_edge.device.jetson import board_name, detect
+from oat_edge.device.nvidia import nvidia_driver
+from oat_edge.device.system import System
 from oat_edge.errors import DependencyError, InputError
 from oat_edge.evaluation.accuracy import to_float
 from oat_edge.evaluation.pack import AttackPack
@@ -24,32 +25,38 @@ from oat_edge.runtime.recipe import Recipe
 from oat_edge.runtime.runner import Float32
 
 
-def check_device(device: str, *, sysroot: Path = Path("/")) -> None:
-    """Raise `DependencyError`, with what was detected, for a device that cannot be measured.
+def check_device(device: str, *, on_gpu: bool | None = None, system: System | None = None) -> None:
+    """Raise `DependencyError`, with what was detected, for a device that cannot be measured here.
 
-    `InputError` for a name that is none.
+    on_gpu: of a Jetson, whether its GPU runs the network; None is yes. `InputError` for a name
+    that is none.
     """
     if device == "cpu":
         return
     if device not in get_args(DeviceName):
         choices = ", ".join(get_args(DeviceName))
         raise InputError(f"device is '{device}': expected one of {choices}")
-    if device == "cuda":
+    system = system or System()
+    if device == "jetson" and detect(system) is None:
+        raise DependencyError(
+            f"device is 'jetson': this is none (detected: {detected(system)}); measure one over "
+            "SSH with --host user@orin, name it once with `oat-edge devices add orin user@orin`, "
+            "or use --device cpu or cuda"
+        )
+    if device == "cuda" or on_gpu in (None, True):
+        other = "--device cpu" if device == "cuda" else "--processor cpu"
         try:
             gpu()
         except DependencyError as error:
-            raise DependencyError(f"device is 'cuda': {error}; or use --device cpu") from error
-        return
-    driver = nvidia_driver(sysroot)
+            raise DependencyError(f"device is '{device}': {error}; or use {other}") from error
+
+
+def detected(system: System) -> str:
+    """What this machine is, as far as it matters to which device it can be."""
+    driver, board = nvidia_driver(system), board_name(system)
     found = [f"NVIDIA driver {driver}" if driver else "no NVIDIA driver"]
-    board = board_name(sysroot)
     found.append(f"board '{board}'" if board else "no Jetson board")
-    jetson = board is not None and "Jetson" in board
-    remedy = "--device cuda runs this board's GPU" if jetson else "use --device cpu or cuda"
-    raise DependencyError(
-        f"device is '{device}': this version benches cpu and cuda "
-        f"(detected: {', '.join(found)}); {remedy}"
-    )
+    return ", ".join(found)
 
 
 def check_lambdas(bundle: Bundle, lambdas: Sequence[float]) -> None:
@@ -67,7 +74,7 @@ def files_to_measure(
     artifacts = artifacts_for(
         bundle,
         widths,
-        device=config.device,
+        device=config.runner_device,
         formats=config.formats,
         precisions=config.precisions,
     )
@@ -78,7 +85,7 @@ def files_to_measure(
 
 
 def _check_engine(artifact: Artifact, config: BenchConfig) -> None:
-    if config.device == "cpu":
+    if not config.on_gpu:
         raise InputError(
             f"{artifact.file} is a {artifact.format} engine, the device is cpu: "
             "bench --device cuda, or --format onnx"
@@ -99,12 +106,12 @@ def fit_batches(
 
     For batches that nobody named. Raises `InputError` if the engines have no batch in common.
     """
-    if config.device == "cpu":
+    if not config.on_gpu:
         return config, None
     artifacts = artifacts_for(
         bundle,
         widths,
-        device=config.device,
+        device=config.runner_device,
         formats=config.formats,
         precisions=config.precisions,
     )
@@ -129,30 +136,33 @@ def fit_batches(
     return dataclasses.replace(config, batches=batches), told
 
 
-def check_libraries(bundle: Bundle, artifacts: Sequence[Artifact]) -> None:
-    """Raise `DependencyError` if the library of an engine is missing.
+def check_libraries(
+    bundle: Bundle, artifacts: Sequence[Artifact], *, device: str = "cuda"
+) -> None:
+    """Raise `DependencyError` if a library that runs these files on `device` is missing.
 
-    It says which formats of the bundle could be measured in its place. The device must be there:
-    without a driver TensorRT crashes.
+    It says which formats of the bundle could be measured in its place. The device ("cpu" or
+    "cuda") must be there: without a driver TensorRT crashes.
     """
     widths = {artifact.width for artifact in artifacts}
     have = {artifact.format for artifact in bundle.artifacts if artifact.width in widths}
-    for format in dict.fromkeys(a.format for a in artifacts if a.format in ENGINES):
-        error = _missing(format)
+    for format in dict.fromkeys(artifact.format for artifact in artifacts):
+        error = _missing(format, device)
         if error is not None:
-            others = [name for name in FORMATS if name in have and _missing(name) is None]
+            runs = FORMATS if device != "cpu" else ("onnx",)
+            others = [f for f in runs if f in have and _missing(f, device) is None]
             names = ",".join(others)
             hint = f"; or measure what runs here: bench --format {names}" if names else ""
             raise DependencyError(f"{error}{hint}") from error
 
 
-def _missing(format: str) -> DependencyError | None:
-    """Why a format cannot run on the GPU that is here."""
+def _missing(format: str, device: str) -> DependencyError | None:
+    """Why a format cannot run on the device that is here."""
     try:
         if format in ENGINES:
             trt_api.load(format)
         else:
-            load_library("cuda")
+            load_library(device)
     except DependencyError as error:
         return error
     return None

@@ -1,8 +1,7 @@
-"""Latency mode: one request in flight, configurations taking turns (DESIGN, section 7).
+"""Latency mode: one request in flight; a warm-up, then the parts of a measurement.
 
-A measurement is cut into rounds A B C A B C …, so that a drift of the clocks hits all
-configurations alike. λ goes round its values from request to request. Every recorded sample is
-kept; none is clipped.
+λ goes round its values from request to request. Every recorded sample is kept; none is clipped.
+Which configuration has its turn when, `turns` decides.
 """
 
 from __future__ import annotations
@@ -46,6 +45,19 @@ class Measurable:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """What one turn of one configuration recorded."""
+
+    latency_ns: Int64
+    """(n,) in the order in which the requests ran."""
+    start_ns: int
+    """On the clock of `time.perf_counter_ns`, which all processes of a machine share."""
+    end_ns: int
+    device_ms: Float64 | None = None
+    """(n, 3) copy to the device, computing, copy back; None where the device has no clock."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LatencySamples:
     """All recorded requests of one configuration, in the order in which they ran."""
 
@@ -58,7 +70,24 @@ class LatencySamples:
     warmup_agreed: bool
     """False: the warm-up reached its cap before the windows agreed."""
     device_ms: Float64 | None = None
-    """(n, 3) copy to the device, computing, copy back; None where the device has no clock."""
+    """(n, 3) as in `Part`; None if some part has none."""
+
+    @classmethod
+    def of(
+        cls, name: str, parts: Sequence[Part], warm_ups: Sequence[WarmUp], num_lambdas: int
+    ) -> LatencySamples:
+        """One or more parts put together; λ went round over all of them without a gap."""
+        latency_ns = np.concatenate([part.latency_ns for part in parts])
+        # Some requests only would be a choice among them.
+        device = [part.device_ms for part in parts if part.device_ms is not None]
+        return cls(
+            name=name,
+            latency_ns=latency_ns,
+            lambda_index=np.arange(len(latency_ns), dtype=np.int64) % num_lambdas,
+            warmup_s=sum(warm.seconds for warm in warm_ups),
+            warmup_agreed=all(warm.agreed for warm in warm_ups),
+            device_ms=np.concatenate(device) if len(device) == len(parts) else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,81 +99,62 @@ class WarmUp:
     median_s: float
 
 
-def measure(
-    measurables: Sequence[Measurable],
+def measure_part(
+    measurable: Measurable,
+    first: int,
     config: BenchConfig,
     *,
     clock: Clock = time.perf_counter_ns,
-    progress: Progress | None = None,
-) -> list[LatencySamples]:
-    """Warm up every configuration, then record all of them in interleaved rounds.
+) -> Part:
+    """One turn: a re-warming that is not recorded, then this turn's share of both minimums.
 
-    Each gets at least `config.min_seconds` and at least `config.min_iterations` recorded requests.
+    first: how many requests were recorded before, so that λ goes on going round.
     """
-    start_ns = clock()
-    warm: dict[int, WarmUp] = {}
-    samples: list[list[int]] = [[] for _ in measurables]
-    device: list[list[DeviceTimes | None]] = [[] for _ in measurables]
-
-    def report(rounds_done: int, turn: int, label: str) -> None:
-        if progress is not None:
-            done_s = (clock() - start_ns) / NS
-            left_s = _seconds_left(len(measurables), warm, rounds_done, turn, config)
-            progress(done_s, done_s + left_s, label)
-
-    for turn, measurable in enumerate(measurables):
-        report(0, 0, f"warm-up {measurable.name}")
-        with gc_paused():
-            warm[turn] = warm_up(measurable, config, clock=clock)
-    for round_index in range(config.rounds):
-        for turn, measurable in enumerate(measurables):
-            report(round_index, turn, f"latency {measurable.name}")
-            with gc_paused():
-                first = len(samples[turn])
-                _run(measurable, first, REWARM_CALLS, config.rewarm_s, clock)
-                samples[turn] += _run(
-                    measurable,
-                    first,
-                    math.ceil(config.min_iterations / config.rounds),
-                    config.min_seconds / config.rounds,
-                    clock,
-                    device=device[turn],
-                )
-    report(config.rounds, 0, "latency")
-    return [
-        LatencySamples(
-            name=measurable.name,
-            latency_ns=np.array(samples[turn], dtype=np.int64),
-            lambda_index=np.arange(len(samples[turn]), dtype=np.int64) % measurable.num_lambdas,
-            warmup_s=warm[turn].seconds,
-            warmup_agreed=warm[turn].agreed,
-            device_ms=_device_ms(device[turn]),
+    device: list[DeviceTimes | None] = []
+    with gc_paused():
+        _run(measurable, first, REWARM_CALLS, config.rewarm_s, clock)
+        start_ns = clock()
+        samples = _run(
+            measurable,
+            first,
+            math.ceil(config.min_iterations / config.rounds),
+            config.min_seconds / config.rounds,
+            clock,
+            device=device,
         )
-        for turn, measurable in enumerate(measurables)
-    ]
+    return Part(
+        latency_ns=np.array(samples, dtype=np.int64),
+        start_ns=start_ns,
+        end_ns=clock(),
+        device_ms=_device_ms(device),
+    )
 
 
 def warm_up(
     measurable: Measurable, config: BenchConfig, *, clock: Clock = time.perf_counter_ns
 ) -> WarmUp:
     """Run until `warmup_min_s` has passed and the last windows' medians agree, or to the cap."""
-    start_ns = clock()
     cap_ns, min_ns = config.warmup_cap_s * NS, config.warmup_min_s * NS
     window_s = config.warmup_min_s / config.windows
     medians: list[float] = []
     num_calls = 0
-    while True:
-        left_s = (cap_ns - (clock() - start_ns)) / NS
-        window = _run(measurable, num_calls, WINDOW_CALLS, window_s, clock, cap_s=left_s)
-        num_calls += len(window)
-        medians.append(float(np.median(window)))
-        spent_ns = clock() - start_ns
-        recent = medians[-config.windows :]
-        agreed = len(recent) == config.windows and max(recent) - min(recent) <= config.agree * min(
-            recent
-        )
-        if (agreed and spent_ns >= min_ns) or spent_ns >= cap_ns:
-            return WarmUp(spent_ns / NS, agreed, medians[-1] / NS)
+    with gc_paused():
+        start_ns = clock()
+        while True:
+            left_s = (cap_ns - (clock() - start_ns)) / NS
+            window = _run(measurable, num_calls, WINDOW_CALLS, window_s, clock, cap_s=left_s)
+            num_calls += len(window)
+            medians.append(float(np.median(window)))
+            spent_ns = clock() - start_ns
+            if ((agreed := _agree(medians, config)) and spent_ns >= min_ns) or spent_ns >= cap_ns:
+                return WarmUp(spent_ns / NS, agreed, medians[-1] / NS)
+
+
+def _agree(medians: Sequence[float], config: BenchConfig) -> bool:
+    """Whether the last windows' medians do."""
+    recent = medians[-config.windows :]
+    spread = max(recent) - min(recent)
+    return len(recent) == config.windows and spread <= config.agree * min(recent)
 
 
 @contextmanager
@@ -195,16 +205,3 @@ def _device_ms(times: Sequence[DeviceTimes | None]) -> Float64 | None:
     known = [(one.h2d_ms, one.compute_ms, one.d2h_ms) for one in times if one is not None]
     # Some requests only would be a choice among them.
     return np.array(known) if known and len(known) == len(times) else None
-
-
-def _seconds_left(
-    num: int, warm: dict[int, WarmUp], rounds_done: int, turn: int, config: BenchConfig
-) -> float:
-    """Estimate from the warm-ups that are done; the others count as short and fast."""
-    left_s = (num - len(warm)) * 2 * config.warmup_min_s
-    for index in range(num):
-        median_s = warm[index].median_s if index in warm else 0.0
-        per_round_s = max(config.min_seconds, config.min_iterations * median_s) / config.rounds
-        rounds_left = config.rounds - rounds_done - (index < turn)
-        left_s += rounds_left * (per_round_s + max(config.rewarm_s, REWARM_CALLS * median_s))
-    return left_s

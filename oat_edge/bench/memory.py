@@ -49,6 +49,7 @@ def measure_memory(
     threads: int | None = None,
     device: str = "cpu",
     cuda_graph: bool = True,
+    timeout_s: float | None = None,
     sysroot: Path = Path("/"),
 ) -> MemoryCost:
     """Open `artifact` in a child and run the batches in growing order (1 MB is 10^6 bytes).
@@ -66,7 +67,7 @@ def measure_memory(
     }
     on_gpu = device != "cpu"
     try:
-        found = call_child(f"{__name__}:child", request)
+        found = call_child(f"{__name__}:child", request, timeout_s=timeout_s)
     except ChildFailedError as error:
         unknown = dict.fromkeys(batches)
         reason = str(error)

@@ -53,11 +53,11 @@ def plot_tradeoff(report: Report, path: Path) -> None:
     rows = [
         row
         for row in report.knob_rows
-        if row.batch == smallest and row.worst is not None and row.standard_accuracy is not None
+        if row.batch == smallest and None not in (row.latency_ms, row.worst, row.standard_accuracy)
     ]
     if not rows:
         raise InputError(
-            "the report has no accuracies to plot: export attacks "
+            "the report has no rows with latency and accuracies to plot: export attacks "
             "(oat-edge export --attack-samples 256) and measure again"
         )
     matplotlib = require("matplotlib", purpose="drawing plots")
@@ -79,7 +79,7 @@ def plot_tradeoff(report: Report, path: Path) -> None:
         figure.supxlabel(_caption(report, rows), fontsize=7.5, color=PALE_INK)
         figure.draw_without_rendering()  # settles the layout, which the labels depend on
         _label_lambdas(left, lines, lambda row: 100 * (row.standard_accuracy or 0.0), [])
-        _label_lambdas(right, lines, lambda row: row.latency_ms.p50, [front])
+        _label_lambdas(right, lines, _p50_ms, [front])
         save_figure(figure, path)
 
 
@@ -112,6 +112,12 @@ def _lines(rows: Sequence[Row]) -> list[_Line]:
     return lines
 
 
+def _p50_ms(row: Row) -> float:
+    """Of a row that is drawn: failed ones are not."""
+    assert row.latency_ms is not None
+    return row.latency_ms.p50
+
+
 def _draw_accuracy(axes: Any, lines: Sequence[_Line]) -> None:
     for line in lines:
         rows, style = line.rows, line.style
@@ -129,10 +135,10 @@ def _draw_accuracy(axes: Any, lines: Sequence[_Line]) -> None:
 def _draw_latency(axes: Any, lines: Sequence[_Line]) -> Float64:
     """Returns the drawn Pareto front, as a polyline (m, 2)."""
     for line in lines:
-        p50_ms = [row.latency_ms.p50 for row in line.rows]
+        p50_ms = [_p50_ms(row) for row in line.rows]
         axes.plot(p50_ms, _percent(line.rows, WORST), **{**line.style, "linewidth": 0.6})
     rows = [row for line in lines for row in line.rows]
-    points = np.array([(row.latency_ms.p50, 100 * (row.worst or 0.0)) for row in rows])
+    points = np.array([(_p50_ms(row), 100 * (row.worst or 0.0)) for row in rows])
     front = np.unique(points[pareto_front(points, maximize=(False, True))], axis=0)
     low, high = points[:, 0].min(), points[:, 0].max()
     if high > 10 * low:

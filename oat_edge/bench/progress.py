@@ -33,6 +33,10 @@ class Stages:
         self._report(guess_s, label)
         return self._inner
 
+    def expect(self, guesses_s: Iterable[float]) -> None:
+        """Better guesses for the stages that are still to come."""
+        self._coming_s = list(guesses_s)
+
     def finish(self) -> None:
         """Report that nothing is left."""
         self._coming_s.clear()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from oat_edge.bench.environment import Environment
 from oat_edge.bench.latency import LatencySamples
 from oat_edge.bench.profile import ArtifactProfile
 from oat_edge.bench.statistics import DeviceMs, LatencyMs
+from oat_edge.device.state import MonitorFacts, Power, SpanState, State
 from oat_edge.errors import InputError
 from oat_edge.evaluation.pack_set import WORST
 from oat_edge.evaluation.transfer import TransferGrid
@@ -40,15 +41,15 @@ class Row:
     lam: float
     precision: str
     batch: int
-    latency_ms: LatencyMs
-    """Of one request, that is of `batch` images, one in flight."""
+    latency_ms: LatencyMs | None
+    """Of one request, that is of `batch` images, one in flight. None: its measurement failed."""
     throughput_ips: float | None
     """Images per second with all cores busy, or several requests in flight on a GPU (throughput
     mode)."""
     memory_mb: float | None
     """Resident memory (10^6 bytes) that opening and running the artifact adds to a process."""
     energy_mj: float | None
-    """Millijoule per request."""
+    """Millijoule per image with one request in flight, all that `power.scope` draws."""
     standard_accuracy: float | None
     robust_accuracy: dict[str, float | None]
     """By attack; "transfer": under what was crafted at other operating points; "worst": worst
@@ -57,20 +58,27 @@ class Row:
     """Images behind the accuracies."""
     pareto: bool | None
     """On the front of latency, worst-case and standard accuracy among the rows of its batch."""
-    status: Literal["ok", "unstable"]
+    status: Literal["ok", "unstable", "failed"]
     warnings: tuple[str, ...]
     device_ms: DeviceMs | None = None
     """Parts of the same requests as `latency_ms`, on the clock of the GPU."""
     gpu_memory_mb: float | None = None
     """Memory of the GPU (10^6 bytes) that opening and running the artifact takes."""
+    power: Power | None = None
+    """What was drawn while the latency was measured, and how that is known."""
+    state: State | None = None
+    """Clock, temperature and throttling while the latency was measured."""
 
     def __post_init__(self) -> None:
         shares = {"standard_accuracy": self.standard_accuracy, **self.robust_accuracy}
         for name, share in shares.items():
             if share is not None and not 0.0 <= share <= 1.0:
                 raise InputError(f"{self.artifact}: {name} is {share}, expected [0, 1]: {REMEDY}")
-        if self.batch < 1 or self.latency_ms.n < 1 or WORST not in self.robust_accuracy:
+        n = 1 if self.latency_ms is None else self.latency_ms.n
+        if self.batch < 1 or n < 1 or WORST not in self.robust_accuracy:
             raise InputError(f"{self.artifact}: batch, n or the worst case is missing: {REMEDY}")
+        if (self.latency_ms is None) != (self.status == "failed"):
+            raise InputError(f"{self.artifact}: is {self.status}, its latency says else: {REMEDY}")
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -147,6 +155,12 @@ class Report:
     """Times of layers, of the files that take λ as an input (bench --profile)."""
     transfer_artifacts: tuple[str, ...] | None = None
     """Those files; None in reports from before, which do not say."""
+    monitor: MonitorFacts | None = None
+    """How power, clocks and temperatures were watched."""
+    idle: SpanState | None = None
+    """The machine at rest, before the bench."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Cells that failed, such as "latency w0.50-fp32.onnx batch 16", and why."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values of schema oat-edge/bench/1; no NaN."""
@@ -208,7 +222,7 @@ def save_report(report: Report, samples: Sequence[LatencySamples], path: Path) -
 
 def write_csv(report: Report, path: Path) -> None:
     """Write the rows, one line each; nested figures become columns such as latency_ms.p50."""
-    lines = [_flat(schema.dump(row)) for row in report.rows]
+    lines = [flat_row(schema.dump(row)) for row in report.rows]
     columns = list(dict.fromkeys(column for line in lines for column in line))
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
@@ -216,11 +230,12 @@ def write_csv(report: Report, path: Path) -> None:
         writer.writerows(lines)
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
+def flat_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of JSON values with nested figures as columns such as latency_ms.p50."""
     flat: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": item for inner, item in _flat(value).items()}
+            flat |= {f"{key}.{inner}": item for inner, item in flat_row(value).items()}
         else:
             flat[key] = "; ".join(value) if isinstance(value, list) else value
     return flat

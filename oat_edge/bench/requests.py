@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import numpy as np
 
 from oat_edge.bench.config import GPU_WORKERS, BenchConfig
-from oat_edge.bench.latency import LatencySamples, Measurable, Progress, measure
+from oat_edge.bench.latency import Measurable
 from oat_edge.bench.throughput import available_cores, measure_throughput
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.runtime import Runner, open_artifact
@@ -28,39 +28,21 @@ def open_runner_of(
     return open_artifact(
         bundle,
         artifact,
-        device=config.device,
+        device=config.runner_device,
         threads=threads,
         cuda_graph=config.cuda_graph,
         say=say,
     )
 
 
-def latency_samples(
-    artifacts: Sequence[Artifact],
-    runners: Sequence[Runner],
-    images: Mapping[int, Float32],
-    config: BenchConfig,
-    progress: Progress,
-) -> dict[str, dict[int, LatencySamples]]:
-    """Samples by file and batch; all of them take turns."""
-    keys: list[tuple[str, int]] = []
-    measurables: list[Measurable] = []
-    for artifact, runner in zip(artifacts, runners, strict=True):
-        for batch in config.batches:
-            keys.append((artifact.file, batch))
-            measurables.append(
-                Measurable(
-                    name=f"{artifact.file} batch {batch}",
-                    call=_request(runner, images[batch]),
-                    num_lambdas=_num_lambdas(runner),
-                    device_times=runner.device_times,
-                )
-            )
-    found: dict[str, dict[int, LatencySamples]] = {artifact.file: {} for artifact in artifacts}
-    measured = measure(measurables, config, progress=progress)
-    for (file, batch), samples in zip(keys, measured, strict=True):
-        found[file][batch] = samples
-    return found
+def measurable_of(artifact: Artifact, runner: Runner, image: Float32) -> Measurable:
+    """Requests of an open artifact.  image: (N, C, H, W), those of one request."""
+    return Measurable(
+        name=f"{artifact.file} batch {len(image)}",
+        call=_request(runner, image),
+        num_lambdas=num_lambdas(runner),
+        device_times=runner.device_times,
+    )
 
 
 def throughput_ips(
@@ -76,13 +58,13 @@ def throughput_ips(
     with ExitStack() as stack:
         runners = [
             stack.enter_context(open_runner_of(bundle, artifact, config, threads=1))
-            for _ in range(1 if config.device == "cpu" else workers)
+            for _ in range(workers if config.on_gpu else 1)
         ]
         for batch in config.batches:
             calls = [_request(runner, images[batch]) for runner in runners]
             found[batch] = measure_throughput(
                 calls * (workers // len(calls)),
-                num_lambdas=_num_lambdas(runners[0]),
+                num_lambdas=num_lambdas(runners[0]),
                 batch=batch,
                 min_seconds=config.throughput_seconds,
                 warmup_s=config.warmup_min_s,
@@ -93,7 +75,7 @@ def throughput_ips(
 
 def num_workers(config: BenchConfig) -> int:
     """Requests in flight in throughput mode."""
-    usual = available_cores() if config.device == "cpu" else GPU_WORKERS
+    usual = GPU_WORKERS if config.on_gpu else available_cores()
     return config.throughput_workers or usual
 
 
@@ -109,5 +91,6 @@ def _request(runner: Runner, images: Float32) -> Callable[[int], None]:
     return call
 
 
-def _num_lambdas(runner: Runner) -> int:
+def num_lambdas(runner: Runner) -> int:
+    """How many λ its requests go round."""
     return len(runner.io.lambdas) if runner.io.pinned_lambda is None else 1

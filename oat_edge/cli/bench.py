@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json as json_module
-import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from oat_edge.bench.config import BenchConfig
-from oat_edge.bench.heatmap import plot_transfer, transfer_paths
-from oat_edge.bench.inputs import check_device, fit_batches
-from oat_edge.bench.report import save_report, write_csv
-from oat_edge.bench.run import bench_bundle
-from oat_edge.bench.style import check_suffix
+from oat_edge.bench.request import BenchRequest
 from oat_edge.bundle import Bundle
-from oat_edge.cli.console import bar, output_console, say_left_out, steps
+from oat_edge.cli.bench_remote import bench_remotely
+from oat_edge.cli.bench_run import Outputs, bench_here, list_cells
+from oat_edge.cli.console import output_console
 from oat_edge.cli.options import JsonFile, Seed, Width
-from oat_edge.cli.summary import print_report
-from oat_edge.errors import InputError, UnstableError
-from oat_edge.files import check_replaceable, write_json
+from oat_edge.device.system import System
+from oat_edge.errors import InputError
 from oat_edge.operating_point import parse_list
-from oat_edge.require import require
-from oat_edge.runtime.artifacts import choose_widths
-
-if TYPE_CHECKING:
-    from oat_edge.bench.report import Report
+from oat_edge.remote.targets import targets_from
 
 
 def bench(
@@ -39,8 +27,29 @@ def bench(
         typer.Option(metavar="BUNDLE", help="Bundle folder.", show_default="bundles/latest"),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="cpu, or cuda for an NVIDIA GPU (a Jetson's too).")
-    ] = "cpu",
+        str | None,
+        typer.Option(
+            help="cpu; cuda for an NVIDIA GPU; jetson for the board; or a name of "
+            "`oat-edge devices`.",
+            show_default="cpu",
+        ),
+    ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="USER@HOST", help="Bench there, over SSH; may be given repeatedly."),
+    ] = None,
+    hosts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Bench on all of these, a host a line.")
+    ] = None,
+    bootstrap: Annotated[
+        bool, typer.Option("--bootstrap", help="Install oat-edge on a host that lacks it.")
+    ] = False,
+    processor: Annotated[
+        str | None,
+        typer.Option(
+            metavar="gpu|cpu", help="Of a Jetson: what runs the network.", show_default="gpu"
+        ),
+    ] = None,
     width: Width = "all",
     format: Annotated[
         str | None,
@@ -93,6 +102,30 @@ def bench(
     no_transfer: Annotated[
         bool, typer.Option("--no-transfer", help="Replay packs only where they were crafted for.")
     ] = False,
+    lock_clocks: Annotated[
+        bool,
+        typer.Option("--lock-clocks", help="Highest clocks while measuring (root); put back."),
+    ] = False,
+    power_mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODE", help="Of a Jetson: measure in this nvpmodel mode; put back after."
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="End a cell that says nothing for so long.",
+            show_default=f"{BenchConfig().timeout_s:g}",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a bench that was stopped.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be measured, and measure nothing.")
+    ] = False,
     json: JsonFile = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the rows.")] = None,
     plot: Annotated[
@@ -102,17 +135,26 @@ def bench(
         bool, typer.Option("--strict", help="Exit 8 if a measurement was unstable.")
     ] = False,
     seed: Seed = 0,
+    sysroot: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", hidden=True, help="Describe a recorded machine."),
+    ] = None,
 ) -> None:
-    """Measure exported files on this device: latency, throughput, memory, SA and RA.
+    """Measure exported files on a device: latency, throughput, memory, energy, SA and RA.
 
-    The report is written to report.json in the bundle, with the raw samples beside it.
+    The report is written to report.json in the bundle, with the raw samples beside it; of other
+    machines to report-NAME.json. Each finished cell goes to results.jsonl: --resume goes on there.
     """
     if path is not None and bundle is not None:
         raise InputError(f"two bundles are named, {path} and {bundle}: expected one")
     opened = Bundle.open(path or bundle or Path("bundles/latest"))
+    system = System() if sysroot is None else System(sysroot)
+    targets = targets_from(host or [], hosts, device, system=system)
+    kind = targets[0].device if targets else device or "cpu"
     make = BenchConfig.quick if quick else BenchConfig
     config = make(
-        device=device,  # type: ignore[arg-type]
+        device=kind,  # type: ignore[arg-type]
+        processor=processor,  # type: ignore[arg-type]
         batches=BenchConfig().batches if batch is None else _batches(batch),
         formats=_names(format),
         precisions=_names(precision),
@@ -123,109 +165,26 @@ def bench(
         transfer=not no_transfer,
         queries=queries,
         seed=seed,
+        timeout_s=BenchConfig().timeout_s if timeout is None else timeout,
     )
-    chosen = {"formats": config.formats, "precisions": config.precisions}
-    lambdas = opened.spec.lambdas if lam.strip() == "knots" else parse_list(lam, "lambda")
-    # What would fail after minutes of measuring fails now.
-    for file in (None if json in (None, "-") else Path(json), csv, plot):
-        if file is not None:
-            check_replaceable(file)
-    if not os.access(opened.path, os.W_OK):
-        raise InputError(
-            f"{opened.path} cannot be written, report.json goes there: copy the bundle"
-        )
-    if plot is not None:
-        _check_plot(plot, opened)
+    request = BenchRequest(
+        config=config,
+        width=width,
+        lam=lam,
+        batches_named=batch is not None,
+        resume=resume,
+        lock_clocks=lock_clocks,
+        power_mode=power_mode,
+        sysroot=None if sysroot is None else str(sysroot.absolute()),
+    )
+    outputs = Outputs(json=json, csv=csv, plot=plot, strict=strict)
     console = output_console(json)
-    check_device(device)
-    chosen_widths, left_out = choose_widths(opened, width, device=device, **chosen)
-    say_left_out(console, left_out, device)
-    if batch is None:
-        config, told = fit_batches(opened, chosen_widths, config)
-        if told is not None:
-            console.print(told, markup=False)
-    report = run_bench(opened, config, chosen_widths, lambdas, console)
-    if json == "-":
-        json_module.dump(report.to_json(), sys.stdout, indent=2, ensure_ascii=False)
-        sys.stdout.write("\n")
-    elif json is not None:
-        # The raw samples stay beside report.json in the bundle: say where from here.
-        samples = os.path.relpath(opened.path / str(report.samples_file), Path(json).parent)
-        write_json(Path(json), dataclasses.replace(report, samples_file=samples).to_json())
-    if csv is not None:
-        write_csv(report, csv)
-    if plot is not None:
-        draw(report, plot, console)
-    unstable = sum(row.status == "unstable" for row in report.rows)
-    if strict and unstable:
-        raise UnstableError(
-            f"{unstable} of {len(report.rows)} rows are unstable: quiet the machine and run again"
-        )
-
-
-def run_bench(
-    bundle: Bundle,
-    config: BenchConfig,
-    widths: tuple[float, ...],
-    lambdas: tuple[float, ...],
-    console: Console,
-) -> Report:
-    """Bench with progress, write report.json into the bundle, and print the result."""
-    if console.is_terminal:
-        with bar(console) as progress:
-            task = progress.add_task("bench", total=None)
-
-            def building(text: str, share: float = 0.0) -> None:
-                if not share:
-                    progress.reset(task)  # each build has its own time left
-                progress.update(task, completed=share, total=1.0, description=text)
-
-            report, samples = bench_bundle(
-                bundle,
-                config,
-                widths=widths,
-                lambdas=lambdas,
-                progress=lambda done_s, total_s, label: progress.update(
-                    task, completed=done_s, total=total_s, description=label
-                ),
-                say=building,
-            )
+    if dry_run:
+        list_cells(request, opened, outputs, console)
+    elif targets:
+        bench_remotely(request, opened, targets, outputs, console, bootstrap=bootstrap)
     else:
-        console.print(f"bench of {bundle.path.name} on {config.device} …", markup=False)
-        with steps(console) as say:
-            report, samples = bench_bundle(bundle, config, widths=widths, lambdas=lambdas, say=say)
-    path = bundle.path / "report.json"
-    report = save_report(report, samples, path)
-    print_report(report, console)
-    console.print(f"report: {path}", markup=False)
-    return report
-
-
-def draw(report: Report, plot: Path, console: Console) -> None:
-    """Draw the trade-off to `plot`, and the heat map of each transfer grid beside it."""
-    from oat_edge.bench.plots import plot_tradeoff, transfer_caption
-
-    plot_tradeoff(report, plot)
-    console.print(f"plot: {plot}", markup=False)
-    paths = transfer_paths(plot, [grid.attack for grid in report.transfer])
-    for grid, path in zip(report.transfer, paths, strict=True):
-        plot_transfer(grid, path, transfer_caption(report, grid))
-        console.print(f"plot: {path}", markup=False)
-
-
-def _check_plot(plot: Path, bundle: Bundle) -> None:
-    """Raise if `plot` and what belongs to it could not be drawn."""
-    check_suffix(plot)
-    attacks = sorted({str(artifact.attack) for artifact in bundle.of_format("attacks")})
-    # How many of them make a grid, and so their names, is known when the packs are read.
-    for path in (*transfer_paths(plot, attacks), *transfer_paths(plot, attacks[:1])):
-        check_replaceable(path)
-    if not bundle.of_format("attacks"):
-        raise InputError(
-            f"bundle {bundle.path.name} has no attack packs, so no accuracies to plot: "
-            "oat-edge export"
-        )
-    require("matplotlib", purpose="drawing plots")
+        bench_here(request, opened, outputs, console)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from oat_edge.cli.bench import draw, run_bench
+from oat_edge.cli.bench_run import draw, run_bench
 from oat_edge.cli.console import make_console
 from oat_edge.cli.options import Seed
 from oat_edge.cli.train import open_trainer, run_training
@@ -29,6 +29,7 @@ def demo(
     from pathlib import Path
 
     from oat_edge.bench.config import BenchConfig
+    from oat_edge.bench.request import BenchRequest
     from oat_edge.cli.export import run_export
     from oat_edge.exporters.config import ExportConfig
     from oat_edge.train.checkpoint import load_checkpoint
@@ -50,8 +51,7 @@ def demo(
         style="bold",
         markup=False,
     )
-    spec = bundle.spec
     quick = BenchConfig.quick(seed=seed, attacks=("pack", "square"))
-    report = run_bench(bundle, quick, spec.widths, spec.lambdas, console)
+    report = run_bench(BenchRequest(config=quick), bundle, console)
     draw(report, out / "tradeoff.png", console)
     console.print(f"done in {time.monotonic() - started:.0f} s", markup=False)

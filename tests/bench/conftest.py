@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from oat_edge.bench import cells
 from oat_edge.bench.config import BenchConfig
 from oat_edge.bench.run import bench_bundle
 from oat_edge.bundle import Artifact, Bundle, add_artifacts
@@ -186,6 +189,18 @@ def both_kinds(tmp_path: Path) -> Bundle:
 def needs_gpu() -> None:
     """Skips, with the reason, where there is none that ONNX Runtime could use."""
     need_cuda_provider()
+
+
+@pytest.fixture
+def fault(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes the processes of cells fail as tests/bench/faulty.py says."""
+    monkeypatch.setattr(cells, "PROCESS", "tests.bench.faulty")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+
+    def make(**facts: object) -> None:
+        monkeypatch.setenv("OAT_EDGE_FAULT", json.dumps(facts))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,6 @@ def test_a_lambda_that_nothing_attacks_has_no_outcome(runner, packs, attacks, la
 
 def test_without_packs_there_is_nothing(runner):
     assert measured(runner, None, (0.0,), BOTH) == ({}, [])
-    assert accuracy_seconds(runner, None, 0.5, (0.0,), BOTH) == 0.0
     assert attack_settings(None, BOTH) == {}
 
 
@@ -79,7 +78,14 @@ def test_what_is_wrong_clean_is_not_attacked_and_stays_wrong(runner, packs):
     assert not (outcome.attacked["square"] & ~outcome.clean).any()
 
 
-def test_an_estimate_is_there_before_anything_is_measured(runner, packs):
-    few = accuracy_seconds(runner, packs, 0.5, (0.0,), dataclasses.replace(BOTH, queries=1))
-    assert few > 0
-    assert accuracy_seconds(runner, packs, 0.5, (0.7,), QUICKEST) == 0.0  # nothing to replay
+def test_an_estimate_is_the_images_that_are_shown_times_their_pace(runner, packs):
+    """Exact for replays; Square may end sooner, so that more queries are no less."""
+    shown = []
+    infer = runner.infer
+    runner.infer = lambda image, lam: shown.append(len(image)) or infer(image, lam)
+    replays = dataclasses.replace(BOTH, attacks=("pack",))
+    measured(runner, packs, (0.0, 1.0), replays)
+    assert accuracy_seconds(0.5, packs, 0.5, (0.0, 1.0), replays) == 0.5 * sum(shown)
+    few = accuracy_seconds(0.5, packs, 0.5, (0.0,), dataclasses.replace(BOTH, queries=10))
+    assert 0 < few < accuracy_seconds(0.5, packs, 0.5, (0.0,), BOTH)
+    assert accuracy_seconds(0.5, packs, 0.5, (0.7,), QUICKEST) == 0.0  # nothing to replay

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from datetime import datetime, timezone
+from pathlib import Path
 
 import pytest
 
-from oat_edge.bench import environment
-from oat_edge.bench.environment import board_name, collect, library_versions, nvidia_driver
+from oat_edge.bench import environment, schema
+from oat_edge.bench.environment import Environment, collect, library_versions
+from oat_edge.device.jetson import board_name, detect
+from oat_edge.device.nvidia import nvidia_driver
+from oat_edge.device.system import System
 from oat_edge.errors import DependencyError
 from oat_edge.runtime.cuda import Gpu, gpu
 
+TREES = Path(__file__).parents[1] / "device/trees"
 X86 = """processor\t: 0
 model name\t: AMD EPYC 9B14
 cpu MHz\t\t: 2596.122
@@ -57,7 +63,7 @@ def test_pc_with_all_facts(tmp_path):
             **cpufreq("cpuinfo_max_freq", 3500000, 3500000),
         },
     )
-    found = collect(sysroot=root)
+    found = collect(system=System(root))
     assert found.device.model == "AMD EPYC 9B14" and found.device.board is None
     assert found.device.vector_extensions == (
         "sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512_vnni",
@@ -70,7 +76,7 @@ def test_pc_with_all_facts(tmp_path):
 
 
 def test_without_cpufreq_the_clocks_come_from_cpuinfo(tmp_path):
-    found = collect(sysroot=tree(tmp_path, {"proc/cpuinfo": X86}))
+    found = collect(system=System(tree(tmp_path, {"proc/cpuinfo": X86})))
     clocks = found.clocks_mhz
     assert (clocks.min, clocks.max, clocks.limit) == (2596.122, 3000.0, None)
     assert any(text.startswith("clocks_mhz.limit:") for text in found.warnings)
@@ -78,35 +84,43 @@ def test_without_cpufreq_the_clocks_come_from_cpuinfo(tmp_path):
 
 def test_mixed_governors_are_all_named(tmp_path):
     files = {"proc/cpuinfo": X86, **cpufreq("scaling_governor", "schedutil", "performance")}
-    assert collect(sysroot=tree(tmp_path, files)).power_mode == "performance, schedutil"
+    assert collect(system=System(tree(tmp_path, files))).power_mode == "performance, schedutil"
 
 
 def test_arm_board_is_named_by_core_and_device_tree(tmp_path):
     model = "NVIDIA Jetson Orin Nano Developer Kit\0"
     root = tree(tmp_path, {"proc/cpuinfo": ORIN, "proc/device-tree/model": model})
-    device = collect(sysroot=root).device
+    device = collect(system=System(root)).device
     assert device.board == "NVIDIA Jetson Orin Nano Developer Kit"
     assert device.model == "Arm 0x41/0xd42"
     assert device.vector_extensions == ("asimd", "asimdhp", "asimddp")
 
 
 def test_what_cannot_be_read_is_none_and_has_a_reason(tmp_path):
-    found = collect(sysroot=tmp_path, folder=tmp_path)
+    found = collect(system=System(tmp_path), folder=tmp_path)
     assert found.device.model is found.device.vector_extensions is None
     assert found.os is found.power_mode is found.clocks_mhz is found.load_average is None
     assert found.driver is found.git_commit is None
     reasons = {text.partition(":")[0] for text in found.warnings}
     assert reasons == {
-        "driver", "device.model", "device.vector_extensions", "os", "power_mode", "clocks_mhz",
-        "load_average", "git_commit",
+        "recorded_from", "driver", "device.model", "device.machine", "device.cores",
+        "device.vector_extensions", "os", "kernel", "python", "library_versions", "power_mode",
+        "clocks_mhz", "load_average", "git_commit",
     }  # fmt: skip
 
 
-def test_nvidia_driver(tmp_path):
-    assert nvidia_driver(tmp_path) is None
-    root = tree(tmp_path, {"proc/driver/nvidia/version": NVRM})
-    assert nvidia_driver(root) == "550.54.15"
-    assert board_name(root) is None
+def test_names_for_who_checks_a_device(tmp_path):
+    system = System(tmp_path)
+    assert nvidia_driver(system) is None and board_name(system) is None
+    tree(tmp_path, {"proc/driver/nvidia/version": NVRM, "proc/device-tree/model": "A board\0"})
+    assert nvidia_driver(system) == "550.54.15" and board_name(system) == "A board"
+
+
+@pytest.mark.parametrize("text", ["", "0.5 0.25", "a b c", "nan 0 0", "0 inf 0"])
+def test_a_load_that_is_none(text, tmp_path):
+    found = collect(system=System(tree(tmp_path, {"proc/loadavg": text})))
+    assert found.load_average is None
+    assert any(text.startswith("load_average:") for text in found.warnings)
 
 
 @pytest.fixture
@@ -143,9 +157,9 @@ def test_this_machine(tmp_path):
     assert {"oat-edge", "numpy", "onnxruntime"} <= set(versions)
 
 
-def test_a_gpu_that_is_not_there_is_not_described(no_gpu, tmp_path):
+def test_a_gpu_that_is_not_there_is_not_described(no_gpu):
     with pytest.raises(DependencyError, match="GPU"):
-        collect(sysroot=tmp_path, device="cuda")
+        collect(device="cuda")
 
 
 @pytest.mark.gpu
@@ -157,17 +171,60 @@ def test_a_gpu_is_the_device_and_the_cpu_its_host(needs_gpu):
     assert found.device.gpu_memory_mb > 0 and "." in found.device.compute_capability
 
 
-def test_clocks_and_power_mode_beside_a_gpu_are_said_to_be_the_cpus(tmp_path, monkeypatch):
+def test_beside_a_gpu_the_cpus_facts_are_said_to_be_its_own(monkeypatch):
     some = Gpu(
         name="A GPU", compute_capability="8.7", cuda="12.6", multiprocessors=8, memory_mb=8e3
     )
     monkeypatch.setattr(environment, "gpu", lambda: some)
-    files = {"proc/cpuinfo": X86, **cpufreq("scaling_governor", "schedutil")}
-    root = tree(tmp_path, files)
-    told = [
-        f"{name}: of the CPU; the GPU's are not read yet" for name in ("clocks_mhz", "power_mode")
-    ]
-    assert set(told) <= set(collect(sysroot=root, device="cuda").warnings)
-    assert not any("of the CPU" in text for text in collect(sysroot=root).warnings)
-    nothing = collect(sysroot=tmp_path / "empty", device="cuda")
-    assert not any("of the CPU" in text for text in nothing.warnings)
+    here, beside = collect(), collect(device="cuda")
+    assert (beside.device.kind, beside.device.model) == ("cuda", "A GPU")
+    assert beside.device.host == here.device.model
+    for name, value in (("clocks_mhz", here.clocks_mhz), ("power_mode", here.power_mode)):
+        told = f"{name}: of the CPU; the GPU's are under jetson or gpu"
+        assert (told in beside.warnings) == (value is not None)
+        assert told not in here.warnings
+    assert here.gpu is None
+    assert (beside.gpu is None) == any(text.startswith("gpu: ") for text in beside.warnings)
+
+
+def test_of_a_recorded_tree_nothing_of_this_machine_is_told(monkeypatch):
+    def asked() -> Gpu:
+        raise AssertionError("the GPU of this machine was asked")
+
+    monkeypatch.setattr(environment, "gpu", asked)
+    root = TREES / "agx-thor"
+    found = collect(system=System(root), device="jetson")
+    assert found.recorded_from == str(root)
+    assert any(text.startswith("recorded_from: ") and "not of here" in text
+               for text in found.warnings)  # fmt: skip
+    assert (found.device.kind, found.device.model) == ("jetson", None)
+    assert found.device.host == "Arm 0x41/0xd83" and found.device.machine == "aarch64"
+    assert (found.device.cores, found.kernel) == (14, "Linux 6.8.12-tegra")
+    assert found.python == "3.12.3" and found.library_versions == {}
+    assert found.jetson == detect(System(root)) and found.jetson.power_mode.name == "120W"
+    assert found.gpu is found.driver is None
+    reasons = {text.partition(":")[0] for text in found.warnings}
+    assert {"gpu", "driver", "device.model", "library_versions"} <= reasons
+
+
+def test_a_tree_that_says_little_is_marked_and_not_filled_from_here(tmp_path):
+    found = collect(system=System(tmp_path))
+    assert found.device.machine == found.kernel == found.python == "unknown"
+    assert found.device.cores is None and found.jetson is None
+
+
+@pytest.mark.parametrize("name", ["orin-nano", "orin-nx", "agx-orin", "agx-thor", "raspberry-pi"])
+def test_every_tree_survives_the_way_through_json(name):
+    found = collect(system=System(TREES / name))
+    text = json.dumps(schema.dump(found))
+    assert schema.load(Environment, json.loads(text), "environment") == found
+    assert (found.jetson is None) == (name == "raspberry-pi")
+    assert found.device.board == board_name(System(TREES / name))
+
+
+def test_an_environment_from_before_these_fields_loads():
+    old = schema.dump(collect())
+    for name in ("jetson", "gpu", "recorded_from"):
+        del old[name]
+    found = schema.load(Environment, old, "environment")
+    assert found.jetson is found.gpu is found.recorded_from is None

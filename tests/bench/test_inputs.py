@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from pathlib import Path
 
 import pytest
 
 from oat_edge.bench.inputs import check_device, check_libraries, files_to_measure, fit_batches
 from oat_edge.bundle import Artifact, Bundle, add_artifacts
+from oat_edge.device.system import System
 from oat_edge.errors import DependencyError, InputError
 from oat_edge.runtime.recipe import Recipe
 from tests.bench.conftest import CHECKPOINT, QUICKEST, SPEC
@@ -108,23 +110,28 @@ BOARD = "proc/device-tree/model"
 
 
 @pytest.mark.parametrize(
-    ("model", "remedy"),
-    [
-        (None, "no Jetson board.*use --device cpu or cuda"),
-        ("NVIDIA Jetson Orin Nano\0", "board 'NVIDIA Jetson Orin Nano'.*--device cuda runs"),
-        ("Raspberry Pi 5\0", "board 'Raspberry Pi 5'.*use --device cpu or cuda"),
-    ],
+    ("model", "found"),
+    [(None, "no Jetson board"), ("Raspberry Pi 5\0", "board 'Raspberry Pi 5'")],
 )
-def test_jetson_says_what_was_detected_and_what_runs_its_gpu(tmp_path, model, remedy):
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_what_is_no_jetson_is_told_with_the_ways_to_one(tmp_path, model, found, on_gpu):
     if model is not None:
         (tmp_path / BOARD).parent.mkdir(parents=True)
         (tmp_path / BOARD).write_text(model)
-    with pytest.raises(DependencyError, match=remedy):
-        check_device("jetson", sysroot=tmp_path)
+    match = rf"detected: .*{found}\).*--host .*devices add"
+    with pytest.raises(DependencyError, match=match):
+        check_device("jetson", on_gpu=on_gpu, system=System(tmp_path))
+
+
+def test_a_jetson_is_its_gpu_or_by_name_its_cpu(no_gpu):
+    orin = System(Path(__file__).parents[1] / "device/trees/orin-nano")
+    check_device("jetson", on_gpu=False, system=orin)
+    with pytest.raises(DependencyError, match="--processor cpu"):
+        check_device("jetson", on_gpu=True, system=orin)
 
 
 def test_a_cpu_is_always_there(tmp_path):
-    check_device("cpu", sysroot=tmp_path)
+    check_device("cpu", system=System(tmp_path))
 
 
 def test_cuda_needs_a_gpu(no_gpu):

@@ -1,4 +1,4 @@
-"""Stop rules, order and bookkeeping, on an injected clock: nothing here sleeps or is timed."""
+"""Stop rules and bookkeeping, on an injected clock: nothing here sleeps or is timed."""
 
 from __future__ import annotations
 
@@ -11,53 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oat_edge.bench.config import BenchConfig
 from oat_edge.bench.latency import (
     NS,
     WINDOW_CALLS,
     Measurable,
     gc_paused,
-    measure,
     warm_up,
 )
 from oat_edge.runtime.runner import DeviceTimes
+from tests.bench.turns import FakeTime, config, measure
 
 pytestmark = pytest.mark.usefixtures("frozen_heap")
-
-
-class FakeTime:
-    """A clock that only requests move on; remembers every request."""
-
-    def __init__(self) -> None:
-        self.now_ns = 0
-        self.calls: list[tuple[str, int]] = []
-
-    def __call__(self) -> int:
-        return self.now_ns
-
-    def measurable(self, name, cost_ns, num_lambdas=1, device_times=None) -> Measurable:
-        """cost_ns: int, or a function of (number of the call, λ index)."""
-        num_calls = 0
-
-        def call(lambda_index: int) -> None:
-            nonlocal num_calls
-            self.calls.append((name, lambda_index))
-            self.now_ns += cost_ns if isinstance(cost_ns, int) else cost_ns(num_calls, lambda_index)
-            num_calls += 1
-
-        return Measurable(name=name, call=call, num_lambdas=num_lambdas, device_times=device_times)
-
-
-def config(**changes):
-    plain = {
-        "min_seconds": 1.0,
-        "min_iterations": 100,
-        "rounds": 4,
-        "warmup_min_s": 0.5,
-        "warmup_cap_s": 10.0,
-        "rewarm_s": 0.0,
-    }
-    return BenchConfig(**{**plain, **changes})
 
 
 @settings(max_examples=10, deadline=None)
@@ -84,16 +48,6 @@ def test_both_minimums_hold_and_neither_is_far_overshot(
     enough = max(math.ceil(min_seconds * NS / cost_ns), min_iterations)
     assert n <= enough + 2 * rounds
     assert (samples.latency_ns == cost_ns).all()
-
-
-def test_configurations_take_turns_in_rounds():
-    time = FakeTime()
-    measure([time.measurable(name, 10_000_000) for name in "ABC"], config(), clock=time)
-    turns = [time.calls[0][0]]
-    for name, _ in time.calls:
-        if name != turns[-1]:
-            turns.append(name)
-    assert "".join(turns) == "ABC" * (1 + 4)  # warm-up, then four rounds
 
 
 def test_lambda_goes_round_without_a_gap_over_the_rounds():
@@ -129,25 +83,6 @@ def test_no_sample_is_clipped():
     )
     assert (samples.latency_ns == outlier_ns).sum() >= recorded // 97 - 4
     assert samples.latency_ns.max() == all_calls.max()
-
-
-def test_requests_right_after_a_switch_are_not_recorded():
-    """The first request after another configuration ran is slow (cold caches)."""
-    time = FakeTime()
-
-    def cold_first(name):
-        def cost_ns(_, __):
-            previous = time.calls[-2][0] if len(time.calls) > 1 else None
-            return 1_000_000 if previous == name else 50_000_000
-
-        return cost_ns
-
-    samples = measure(
-        [time.measurable(name, cold_first(name)) for name in "AB"],
-        config(rewarm_s=0.01),
-        clock=time,
-    )
-    assert all((one.latency_ns == 1_000_000).all() for one in samples)
 
 
 def test_rewarm_lasts_at_least_its_time():
@@ -223,29 +158,12 @@ def test_the_collector_is_off_inside_and_as_before_afterwards(enabled):
     assert seen and not any(seen)
 
 
-def test_progress_counts_real_time_and_foresees_slow_networks():
-    time = FakeTime()
-    reports = []
-    slow = time.measurable("slow", 100_000_000)  # 100 requests take 10 s, not min_seconds
-    fast = time.measurable("fast", 1_000_000)
-    measure([slow, fast], config(), clock=time, progress=lambda *call: reports.append(call))
-    done_s = [report[0] for report in reports]
-    assert done_s == sorted(done_s)
-    assert reports[-1][0] == reports[-1][1] == time.now_ns / NS
-    after_warm_up = next(total for _, total, label in reports if label == "latency slow")
-    assert after_warm_up == pytest.approx(time.now_ns / NS, rel=0.05)
-
-
 def test_an_error_of_a_request_is_not_swallowed():
     def call(_):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         measure([Measurable(name="a", call=call)], config(), clock=FakeTime())
-
-
-def test_nothing_to_measure_gives_nothing():
-    assert measure([], config(), clock=FakeTime()) == []
 
 
 def test_warm_up_needs_the_number_of_windows_it_was_told():

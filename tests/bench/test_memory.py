@@ -110,7 +110,7 @@ def test_weights_are_found_again_in_the_memory_of_the_gpu(heavy, needs_gpu):
 def test_less_gpu_memory_than_before_is_no_figure(bundle, monkeypatch, gpu_mb, added, disturbed):
     """What a child would find while another process frees memory."""
     found = {"resident_mb": [1.0, 2.0, 3.0], "gpu_mb": gpu_mb, "gpu_reason": None}
-    monkeypatch.setattr(memory, "call_child", lambda *_: found)
+    monkeypatch.setattr(memory, "call_child", lambda *_, **__: found)
     artifact = bundle.select(format="onnx", width=1.0)
     cost = measure_memory(bundle, artifact, batches=(1, 4), device="cuda")
     assert cost.gpu_added_mb == added and cost.reason is None

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import json
 import math
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oat_edge.bench.report import NOT_SAVED, SCHEMA, Report, save_report, write_csv
+from oat_edge.bench.schema import json_name
 from oat_edge.bench.statistics import DeviceMs
 from oat_edge.errors import InputError
 
@@ -19,7 +21,7 @@ ROW_FIELDS = {
     "artifact", "sha256", "format", "backend", "width", "lambda", "precision", "batch",
     "latency_ms", "throughput_ips", "memory_mb", "energy_mj", "standard_accuracy",
     "robust_accuracy", "num_samples", "pareto", "status", "warnings", "device_ms",
-    "gpu_memory_mb",
+    "gpu_memory_mb", "power", "state",
 }  # fmt: skip
 
 
@@ -29,6 +31,7 @@ def test_schema_is_that_of_the_design(benched):
     assert set(value) == {
         "schema", "environment", "settings", "rows", "bundle", "lambda_cost", "lambda_flatness",
         "samples_file", "warnings", "transfer", "profile", "transfer_artifacts",
+        "monitor", "idle", "failures",
     }  # fmt: skip
     for grid in value["transfer"]:
         assert set(grid) == {"attack", "sources", "targets", "robust_accuracy", "num_samples"}
@@ -107,7 +110,7 @@ def test_csv_has_one_flat_line_per_row(benched, tmp_path):
         lines = list(csv.DictReader(file))
     assert len(lines) == len(benched.report.rows)
     for line, row in zip(lines, benched.report.rows, strict=True):
-        flat = ROW_FIELDS - {"latency_ms", "robust_accuracy"}
+        flat = ROW_FIELDS - {"latency_ms", "robust_accuracy", "state"}
         assert flat | {"latency_ms.p50", "robust_accuracy.worst"} <= set(line)
         assert float(line["lambda"]) == row.lam
         assert float(line["latency_ms.p50"]) == row.latency_ms.p50
@@ -117,13 +120,19 @@ def test_csv_has_one_flat_line_per_row(benched, tmp_path):
             assert line[f"robust_accuracy.{attack}"] == ("" if share is None else str(share))
 
 
-# Fields that rows, costs and devices of earlier reports lack.
-LATER = {
-    ("rows", "device_ms"), ("rows", "gpu_memory_mb"),
-    ("lambda_cost", "format"), ("lambda_cost", "precision"),
-    ("environment", "host"), ("environment", "compute_capability"), ("environment", "cuda"),
-    ("environment", "gpu_memory_mb"),
-}  # fmt: skip
+def later_fields(cls, path=()):
+    """Where a report holds fields that came after the first version of the schema."""
+    for field, hint in zip(dataclasses.fields(cls), get_type_hints(cls).values(), strict=True):
+        here = (*path, json_name(field.name))
+        if field.default is not field.default_factory:  # one of them is set
+            yield here
+        inner = [hint, *get_args(hint), *(two for one in get_args(hint) for two in get_args(one))]
+        for one in inner:
+            if dataclasses.is_dataclass(one):
+                yield from later_fields(one, here)
+
+
+LATER = set(later_fields(Report))
 
 
 def test_a_report_from_before_gpus_can_be_read(benched):
@@ -237,9 +246,9 @@ def test_a_missing_key_is_an_input_error_or_a_shorter_free_dict(benched, data):
         parent = parent[key]
     del parent[path[-1]]
     free = (
-        path in (("transfer",), ("profile",), ("transfer_artifacts",))
-        or (path[0], path[-1]) in LATER
+        tuple(key for key in path if isinstance(key, str)) in LATER
         or path[-2:-1] == ("library_versions",)
+        or (path[-2:-1] in (("clocks_mhz",), ("temperatures_c",)) and path[0] == "idle")
         or (path[-2:-1] == ("robust_accuracy",) and path[-1] != "worst")
     )
     if free:
@@ -247,6 +256,26 @@ def test_a_missing_key_is_an_input_error_or_a_shorter_free_dict(benched, data):
     else:
         with pytest.raises(InputError):
             Report.from_json(value)
+
+
+def test_a_report_from_before_power_can_be_read(benched):
+    value = json.loads(json.dumps(benched.report.to_json()))
+    del value["monitor"], value["idle"]
+    for row in value["rows"]:
+        del row["power"], row["state"]
+    report = Report.from_json(value)
+    assert report.monitor is None and all(row.power is None for row in report.rows)
+
+
+def test_a_row_has_a_latency_unless_it_failed(benched):
+    (row, *_) = benched.report.rows
+    with pytest.raises(InputError, match="its latency says else"):
+        dataclasses.replace(row, latency_ms=None)
+    with pytest.raises(InputError, match="its latency says else"):
+        dataclasses.replace(row, status="failed")
+    failed = dataclasses.replace(row, latency_ms=None, status="failed", throughput_ips=None)
+    report = dataclasses.replace(benched.report, rows=(failed,))
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))).rows == (failed,)
 
 
 def test_files_that_are_no_reports(tmp_path):

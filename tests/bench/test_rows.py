@@ -5,16 +5,32 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from oat_edge.bench import rows as bench_rows
 from oat_edge.bench.config import BenchConfig
 from oat_edge.bench.latency import LatencySamples
 from oat_edge.bench.memory import MemoryCost
-from oat_edge.bench.rows import Figures, make_rows
+from oat_edge.bench.rows import Figures
 from oat_edge.bundle import Artifact
+from oat_edge.device.state import MonitorFacts
 from oat_edge.evaluation.accuracy import Accuracy
 from oat_edge.runtime.recipe import Recipe
 
 KNOTS = (0.0, 0.3, 1.0)
 CONFIG = BenchConfig(batches=(1,))
+NO_POWER = MonitorFacts(
+    source=None,
+    scope=None,
+    reason="no meter here",
+    averaging_s=None,
+    rate_hz=20.0,
+    readings_per_s=20.0,
+    overhead=0.0,
+    reads=(),
+)
+
+
+def make_rows(figures, lambdas, knots, config, monitor=NO_POWER, idle=None):
+    return bench_rows.make_rows(figures, lambdas, knots, config, monitor, idle)
 
 
 def figures(
@@ -63,7 +79,8 @@ def figures(
             )
         },
         throughput_ips={1: 1000 / p50_ms},
-        memory=memory or MemoryCost(added_mb={1: 50.0}),
+        memory={1: memory or MemoryCost(added_mb={1: 50.0})},
+        batches=(1,),
         accuracy={
             lam: Accuracy(
                 standard_accuracy=sa, robust_accuracy={"pgd20": ra, "worst": ra}, num_samples=100

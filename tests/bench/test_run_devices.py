@@ -7,23 +7,35 @@ from pathlib import Path
 
 import pytest
 
-from oat_edge.bench import run
 from oat_edge.bench.plots import transfer_caption
-from oat_edge.bench.requests import throughput_ips
 from oat_edge.bench.run import bench_bundle
+from oat_edge.device.system import System
 from oat_edge.errors import DependencyError
-from oat_edge.runtime import ort_profile
 from tests.bench.conftest import QUICKEST
 
 pytestmark = pytest.mark.usefixtures("frozen_heap")
 
 
-def test_a_jetson_is_refused_with_what_was_found(bundle):
+def test_what_is_no_jetson_is_refused_with_what_was_found(bundle, tmp_path):
     config = dataclasses.replace(QUICKEST, device="jetson")
-    match = r"benches cpu and cuda \(detected: .*NVIDIA"
-    with pytest.raises(DependencyError, match=match) as error:
-        bench_bundle(bundle, config, widths=(1.0,), lambdas=(0.0,))
+    with pytest.raises(DependencyError, match=r"is none \(detected: .*NVIDIA") as error:
+        bench_bundle(
+            bundle, config, widths=(1.0,), lambdas=(0.0,), system=System(tmp_path / "nothing")
+        )
     assert error.value.exit_code == 3 and "\n" not in str(error.value)
+
+
+def test_the_cpu_of_a_jetson_is_measured_and_the_board_described(bundle):
+    """The machine is this one; what it is said to be comes from a written tree, and is marked."""
+    config = dataclasses.replace(QUICKEST, device="jetson", processor="cpu")
+    orin = System(Path(__file__).parents[1] / "device/trees/orin-nano")
+    report, _ = bench_bundle(bundle, config, widths=(1.0,), lambdas=(0.0,), system=orin)
+    (row,) = report.rows
+    assert row.backend == "onnxruntime-cpu" and row.latency_ms.p50 > 0
+    environment = report.environment
+    assert environment.jetson is not None and "Orin Nano" in environment.device.board
+    assert environment.recorded_from == str(orin.root)
+    assert any("recorded" in text for text in environment.warnings)
 
 
 def test_without_a_gpu_cuda_is_refused_before_anything_runs(bundle, no_gpu):
@@ -81,24 +93,18 @@ def test_on_a_cpu_nothing_is_said_of_a_device_clock_or_memory(benched):
     assert all(one.device_ms is None for one in benched.samples)
 
 
-def test_a_failing_profile_is_a_warning_and_costs_no_other_figure(bundle, monkeypatch):
-    """The disk is full where ONNX Runtime's trace goes."""
+def test_a_failing_profile_is_a_warning_and_costs_no_other_figure(bundle, fault):
     config = dataclasses.replace(QUICKEST, profile=True, profile_runs=1)
-    trace = Path("/dev/full/trace") if Path("/dev/full").exists() else Path("/nowhere/trace")
-    monkeypatch.setattr(ort_profile, "Path", lambda *_: trace)
+    fault(**{"in": "layers", "do": "profiles", "how": "input"})
     report, _ = bench_bundle(bundle, config, widths=(0.5,), lambdas=(0.0,))
     assert report.profile == () and len(report.rows) == 2
+    assert all(row.latency_ms is not None and row.status != "failed" for row in report.rows)
     (told,) = [text for text in report.warnings if text.startswith("profile: ")]
-    assert told.startswith("profile: w0.50-fp32.onnx: ") and "\n" not in told
-    assert "has no times of layers" in told
+    assert told == "profile: w0.50-fp32.onnx: no place for the trace"
 
 
-def test_what_throughput_runners_remark_is_on_the_rows(bundle, monkeypatch):
-    def with_remark(*arguments):
-        found, _ = throughput_ips(*arguments)
-        return found, ("cuda_graph: not captured",)
-
-    monkeypatch.setattr(run, "throughput_ips", with_remark)
+def test_what_throughput_runners_remark_is_on_the_rows(bundle, fault):
+    fault(**{"in": "network", "do": "", "how": "remark", "remark": "cuda_graph: not captured"})
     report, _ = bench_bundle(bundle, QUICKEST, widths=(1.0,), lambdas=(0.0,))
     (row,) = report.rows
     assert "throughput_ips: cuda_graph: not captured" in row.warnings

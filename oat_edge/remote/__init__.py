@@ -1,0 +1,1 @@
+"""Benches on other machines, over the system's OpenSSH."""

@@ -1,0 +1,265 @@
+"""One bench on one device: send what it lacks, start or find the job, follow it, fetch all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oat_edge.bench.latency import Progress
+from oat_edge.bench.report import Report
+from oat_edge.bench.request import BenchRequest
+from oat_edge.bundle import MANIFEST, Bundle
+from oat_edge.errors import DependencyError, InputError
+from oat_edge.files import atomic_path, sha256_file, write_json
+from oat_edge.remote.client import NotInstalledError, Session
+from oat_edge.remote.engines import FOLDER, SUFFIXES, engines_for, is_name
+from oat_edge.remote.install import extras_of
+from oat_edge.remote.ssh import StoppedError
+from oat_edge.remote.wire import CHUNK, error_from_json
+from oat_edge.runtime.artifacts import ENGINES
+from oat_edge.runtime.engines import Say
+
+WAIT_S = 10.0
+# A job that dies so often dies of what it does, not of a device that was switched off.
+MOST_STARTS = 3
+REPORT, RESULTS = "report.json", "results.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """The files of a bundle that a device needs."""
+
+    paths: dict[str, Path]
+    """By sha256."""
+    names: dict[str, str]
+    """File name: sha256. The manifest is one of them."""
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Parcel:
+        """Hashes are checked before anything is sent."""
+        manifest = bundle.path / MANIFEST
+        names = {MANIFEST: hashlib.sha256(manifest.read_bytes()).hexdigest()}
+        for artifact in bundle.artifacts:
+            if not artifact.deferred:
+                bundle.checked_path(artifact)
+                names[artifact.file] = artifact.sha256
+        return cls({sha256: bundle.path / name for name, sha256 in names.items()}, names)
+
+
+def bench_there(
+    session: Session,
+    bundle: Bundle,
+    request: BenchRequest,
+    *,
+    name: str,
+    bootstrap: bool,
+    progress: Progress,
+    say: Say,
+) -> Report:
+    """Measure on the other end of `session`; the report is saved beside the bundle's own.
+
+    name: of the device, for report-NAME.json and what belongs to it. bootstrap: install oat-edge
+    there if it lacks this version. Raises what the bench raises there, with the host in front,
+    `DependencyError`, and `InputError` if the bundle cannot be written.
+    """
+    if not os.access(bundle.path, os.W_OK):
+        raise InputError(f"{bundle.path} cannot be written, reports go there: copy the bundle")
+    parcel = Parcel.of(bundle)
+    connect(session, request, bootstrap=bootstrap, say=say)
+    sent, here, num_bytes = send_missing(session, parcel.paths, say)
+    say(f"sent {sent} files, {megabytes(num_bytes)}; {here} were there")
+    send_engines(session, bundle, say)
+    job = run_job(session, parcel, request, progress, say)
+    report = fetch(session, job, parcel, bundle, name)
+    session.call("done", job=job, keep=False)
+    return report
+
+
+def connect(session: Session, request: BenchRequest, *, bootstrap: bool, say: Say) -> None:
+    """Open the session; with `bootstrap` install what the device lacks for this request."""
+    runtime = request.config.device if request.config.on_gpu else "cpu"
+    try:
+        session.open()
+        # None: a Python of the user's own, in which nothing is installed.
+        have = session.hello["extras"]
+        lacks = have is not None and extras_of(runtime, session.hello["machine"]) not in have
+    except NotInstalledError:
+        if not bootstrap:
+            raise
+        lacks = True
+    if bootstrap and lacks:
+        say("installing oat-edge there")
+        session.bootstrap(runtime)
+        session.open()
+    hello = session.hello
+    say(f"connected to {hello['board'] or hello['machine']}, Python {hello['python']}")
+
+
+def send_missing(session: Session, paths: dict[str, Path], say: Say) -> tuple[int, int, int]:
+    """Send files (by sha256) that the device lacks: how many, how many it had, bytes sent."""
+    sizes = {sha256: path.stat().st_size for sha256, path in paths.items()}
+    missing = session.call("have", sizes=sizes)[0]["missing"]
+    num_bytes, total = 0, sum(sizes[sha256] - here for sha256, here in missing.items())
+    if missing:
+        say(f"sending {megabytes(total)}")
+    for sha256, here in missing.items():
+        with paths[sha256].open("rb") as file:
+            while here < sizes[sha256] or not sizes[sha256]:
+                file.seek(here)
+                data = file.read(CHUNK)
+                if not data and sizes[sha256]:
+                    raise InputError(f"{paths[sha256]} has changed while it was sent: run again")
+                answer, _ = session.call(
+                    "put", sha256=sha256, total=sizes[sha256], offset=here, payload=data
+                )
+                num_bytes += len(data)
+                here = answer["here"]
+                say(f"sending {megabytes(total)}", min(num_bytes / max(total, 1), 1.0))
+                if not data:
+                    break
+    return len(missing), len(paths) - len(missing), num_bytes
+
+
+def send_engines(session: Session, bundle: Bundle, say: Say) -> None:
+    """Send engines in the bundle that were built for just such a device, unless it has them."""
+    formats = {artifact.format for artifact in bundle.artifacts} & set(ENGINES)
+    if not formats or not any((bundle.path / FOLDER).glob("*.json")):
+        return
+    keys = session.call("keys", formats=sorted(formats))[0]["keys"]
+    facts = {path.name: path for path in engines_for(bundle, keys)}
+    missing = session.call("engines", names=list(facts))[0]["missing"]
+    for name in missing:
+        for suffix in SUFFIXES:
+            path = facts[name].with_suffix(suffix)
+            if path.is_file():
+                sha256 = sha256_file(path)
+                send_missing(session, {sha256: path}, say)
+                session.call("engine", name=path.name, sha256=sha256)
+    if missing:
+        say(f"sent {len(missing)} engines that were built for such a device")
+
+
+def run_job(
+    session: Session, parcel: Parcel, request: BenchRequest, progress: Progress, say: Say
+) -> str:
+    """Start the job or find it, follow it to its end; returns its name.
+
+    Raises the job's error. Ctrl-C here (`StoppedError`) stops it there.
+    """
+    fields: dict[str, Any] = {"request": request.to_json(), "files": parcel.names}
+    answer, _ = session.call("start", **fields)
+    job: str = answer["job"]
+    if answer["state"] != "none":
+        then, now = time.localtime(answer["started"]), time.localtime()
+        today = then[:3] == now[:3]
+        clock = time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", then)
+        words = {
+            "running": "still running",
+            "finished": "finished meanwhile",
+            "died": "interrupted by something; it goes on with what it has",
+        }
+        say(f"found the bench of {clock}, {words[answer['state']]}")
+    offset, starts = 0, 1
+    try:
+        while True:
+            answer, _ = session.call("events", job=job, offset=offset, wait_s=WAIT_S)
+            offset = answer["offset"]
+            for event in answer["events"]:
+                _pass_on(event, progress, say)
+            if "end" in answer:
+                break
+            if "output" in answer:
+                if starts == MOST_STARTS:
+                    raise DependencyError(
+                        f"{session.host}: the bench was ended {starts} times by something there "
+                        f"({answer['output'] or 'it said nothing'}): look for what ends it"
+                    )
+                say("the bench there was ended by something: starting it again")
+                session.call("start", **fields)
+                starts += 1
+    except StoppedError:
+        stop(session, job, say)
+        raise
+    end = answer["end"]
+    if end.get("ok"):
+        return job
+    session.call("done", job=job, keep=True)
+    if "error" in end:
+        raise error_from_json(end["error"], str(session.host))
+    raise DependencyError(f"{session.host}: the bench was stopped there: run again")
+
+
+def stop(session: Session, job: str, say: Say) -> None:
+    """Interrupt the job, on a connection of its own: the old one may be in the middle of a word."""
+    with session.again() as other:
+        say("stopping the bench there (Ctrl-C again: leave it running)")
+        answer, _ = other.call("stop", job=job)
+        if answer["stopped"]:
+            other.call("done", job=job, keep=True)
+        elif answer["followed"]:
+            say("left running: another command follows it")
+        else:
+            say("it has not stopped yet")
+
+
+def fetch(session: Session, job: str, parcel: Parcel, bundle: Bundle, name: str) -> Report:
+    """Bring the result into the bundle: the report last, so that it is there only when all is."""
+    engines = any(artifact.format in ENGINES for artifact in bundle.artifacts)
+    answer, _ = session.call("files", job=job, engines=engines, files=parcel.names)
+    listed = sorted(answer["files"], key=lambda file: _order(file["name"]))
+    for file in listed:
+        path = bundle.path / local_name(file["name"], name)
+        if not (path.is_file() and sha256_file(path) == file["sha256"]):
+            fetch_file(session, job, file, path)
+    path = bundle.path / local_name(REPORT, name)
+    report = Report.load(path)
+    samples = report.samples_file and local_name(report.samples_file, name)
+    report = dataclasses.replace(report, samples_file=samples)
+    write_json(path, report.to_json())
+    return report
+
+
+def fetch_file(session: Session, job: str, file: dict[str, Any], path: Path) -> None:
+    """One file, whole or not at all; after a lost connection it goes on where it was."""
+    with atomic_path(path) as temporary:
+        with temporary.open("wb") as out:
+            while out.tell() < file["size"]:
+                _, data = session.call("get", job=job, name=file["name"], offset=out.tell())
+                if not data:
+                    break
+                out.write(data)
+        if sha256_file(temporary) != file["sha256"]:
+            raise InputError(f"{file['name']} from {session.host} arrived damaged: run again")
+
+
+def local_name(file: str, name: str) -> str:
+    """Where a file of the result lies in the bundle: "report-orin.json", "engines/…"."""
+    if is_name(file):
+        return f"{FOLDER}/{file}"
+    if Path(file).name != file or file.startswith("."):
+        raise InputError(f"got file {file!r:.80}, expected a plain file name")
+    stem, _, rest = file.partition(".")
+    first, _, more = stem.partition("-")
+    return f"{first}-{name}{f'-{more}' if more else ''}.{rest}"
+
+
+def megabytes(size: int) -> str:
+    """A size for people."""
+    return f"{size / 1e6:.1f} MB" if size >= 50_000 or not size else f"{size / 1e3:.1f} kB"
+
+
+def _order(name: str) -> tuple[int, str]:
+    """Engines' facts after engines, the report after all."""
+    return (2 if name == REPORT else 1 if name.endswith(".json") else 0), name
+
+
+def _pass_on(event: Any, progress: Progress, say: Say) -> None:
+    if "progress" in event:
+        progress(*event["progress"])
+    elif "say" in event:
+        say(*event["say"])

@@ -1,0 +1,108 @@
+"""Engines that travel: built on a device once, kept in the bundle, sent to devices of the kind.
+
+In a bundle they lie in `engines/` under the names that they have in a device's cache, where a
+name stands for network, recipe, library and device.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from oat_edge.bundle import Bundle
+from oat_edge.errors import DependencyError, InputError
+from oat_edge.files import cache_dir, read_json, sha256_file
+from oat_edge.runtime.artifacts import ENGINES
+from oat_edge.runtime.child import ChildFailedError, call_child
+
+# The facts come last: without them an engine does not count.
+SUFFIXES = (".engine", ".log", ".json")
+FOLDER = "engines"
+
+
+def kept_here() -> Path:
+    """Folder of this machine's kept engines."""
+    return cache_dir() / FOLDER
+
+
+def device_keys(formats: Sequence[str]) -> list[str]:
+    """What this machine's engines of these formats are built for; those it cannot run are left out.
+
+    Asked in a child: the libraries take memory that the bench is to have.
+    """
+    try:
+        found: list[str] = call_child("oat_edge.remote.engines:find_keys", list(formats))
+    except ChildFailedError:
+        return []
+    return found
+
+
+def find_keys(formats: Sequence[str]) -> list[str]:
+    """The same, in this process."""
+    from oat_edge.runtime.engines import build_target
+
+    keys = []
+    for format in formats:
+        try:
+            keys.append(build_target(format).key)
+        except DependencyError:
+            continue
+    return keys
+
+
+def names_of(bundle_path: str) -> list[str]:
+    """Names, without suffix, that this bundle's engines have in the cache of this machine."""
+    # The name is the engine's identity, made in one place.
+    from oat_edge.runtime.engines import _digest as engine_name
+    from oat_edge.runtime.engines import build_target, recipe_of, source_of
+
+    bundle = Bundle.open(bundle_path)
+    names = []
+    for artifact in bundle.artifacts:
+        if artifact.format in ENGINES:
+            try:
+                target = build_target(artifact.format)
+            except DependencyError:
+                continue
+            source = source_of(bundle, artifact)
+            names.append(engine_name(source.sha256, recipe_of(artifact), target))
+    return names
+
+
+def files_of(bundle: Bundle) -> dict[str, Path]:
+    """Files of this machine's kept engines that belong to a bundle, by name."""
+    if not any(artifact.format in ENGINES for artifact in bundle.artifacts):
+        return {}
+    try:
+        names = call_child("oat_edge.remote.engines:names_of", str(bundle.path))
+    except ChildFailedError:
+        return {}
+    paths = [kept_here() / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
+    return {path.name: path for path in paths if path.is_file()}
+
+
+def engines_for(bundle: Bundle, keys: Sequence[str]) -> list[Path]:
+    """Whole engines in a bundle's `engines/` that were built for one of these devices."""
+    found = []
+    for facts in sorted((bundle.path / FOLDER).glob("*.json")):
+        try:
+            value = read_json(facts, what="engine", remedy="")
+            engine = facts.with_suffix(".engine")
+            if value.get("device_key") in keys and sha256_file(engine) == value.get("sha256"):
+                found.append(facts)
+        except (InputError, OSError):
+            continue  # damaged: it is built again
+    return found
+
+
+def is_name(name: str) -> bool:
+    """Whether a file can be one of an engine's."""
+    return re.fullmatch(r"[0-9a-f]{32}\.(engine|json|log)", name) is not None
+
+
+def check_name(name: str) -> str:
+    """A name that an engine's file can have (`InputError`)."""
+    if not is_name(name):
+        raise InputError(f"got file {name!r:.80}, expected an engine's")
+    return name
