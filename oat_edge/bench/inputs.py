@@ -10,7 +10,7 @@ import numpy as np
 
 from oat_edge.bench.config import SQUARE, BenchConfig, DeviceName
 from oat_edge.bundle import Artifact, Bundle
-from oat_edge.device.jetson import board_name, detect
+from oat_edge.device.jetson import board_name, is_jetson
 from oat_edge.device.nvidia import nvidia_driver
 from oat_edge.device.system import System
 from oat_edge.errors import DependencyError, InputError
@@ -37,7 +37,7 @@ def check_device(device: str, *, on_gpu: bool | None = None, system: System | No
         choices = ", ".join(get_args(DeviceName))
         raise InputError(f"device is '{device}': expected one of {choices}")
     system = system or System()
-    if device == "jetson" and detect(system) is None:
+    if device == "jetson" and not is_jetson(system):
         raise DependencyError(
             f"device is 'jetson': this is none (detected: {detected(system)}); measure one over "
             "SSH with --host user@orin, name it once with `oat-edge devices add orin user@orin`, "
@@ -136,9 +136,7 @@ def fit_batches(
     return dataclasses.replace(config, batches=batches), told
 
 
-def check_libraries(
-    bundle: Bundle, artifacts: Sequence[Artifact], *, device: str = "cuda"
-) -> None:
+def check_libraries(bundle: Bundle, artifacts: Sequence[Artifact], *, device: str = "cuda") -> None:
     """Raise `DependencyError` if a library that runs these files on `device` is missing.
 
     It says which formats of the bundle could be measured in its place. The device ("cpu" or

@@ -19,8 +19,7 @@ SHORT = {"trt-rtx": "rtx"}
 # Between columns, if there is room; else one.
 GAP = 2
 # The columns that are there only where something is known.
-Optional = tuple[str, Callable[[Row], float | None]]
-OPTIONAL: tuple[Optional, ...] = (
+OPTIONAL: tuple[tuple[str, Callable[[Row], float | None]], ...] = (
     ("GPU MB", lambda row: row.gpu_memory_mb),
     ("W", lambda row: row.power.mean_w if row.power else None),
     ("mJ/img", lambda row: row.energy_mj),
@@ -122,14 +121,16 @@ def accuracy_tables(report: Report, most: int) -> tuple[Grid, ...]:
     """One line per file, or per width for pinned ones; a column "SA / RA" in % per λ.
 
     "●": on the front at the smallest batch. Several tables if the λ do not fit into `most`
-    columns; none without a row.
+    columns; none without any accuracy.
     """
+    if all(row.standard_accuracy is None and row.worst is None for row in report.rows):
+        return ()
     lambdas = sorted({row.lam for row in report.rows})
     lines = _accuracy_lines(report)
     for join in (" / ", "/"):
         one = _accuracy_grid(lines, lambdas, join)
         if one.columns() <= most:
-            return (one,) if report.rows else ()
+            return (one,)
     grids: list[Grid] = []
     here: list[float] = []
     for lam in lambdas:
@@ -173,10 +174,7 @@ def _accuracy_grid(
         texts = []
         for lam in lambdas:
             sa, ra, front = cells.get(lam, ("", "", ""))
-            space = " " if join != "/" else ""
-            texts.append(
-                f"{sa:>{wide[0]}}{join}{ra:>{wide[1]}}{space}{front}" if lam in cells else ""
-            )
+            texts.append(f"{sa:>{wide[0]}}{join}{ra:>{wide[1]}}{front}" if lam in cells else "")
         rows.append((width, *([kind] if kinds else []), *texts))
     headers = ("Width", *([KIND] if kinds else []), *(f"λ={lam:.4g}" for lam in lambdas))
     return Grid(headers, tuple(rows), left=len(headers))

@@ -13,6 +13,7 @@ from oat_edge.cli.bench import bench
 from oat_edge.cli.compare import compare
 from oat_edge.cli.console import error_console
 from oat_edge.cli.demo import demo
+from oat_edge.cli.devices import devices
 from oat_edge.cli.doctor import doctor
 from oat_edge.cli.eval import evaluate
 from oat_edge.cli.export import export
@@ -37,6 +38,7 @@ INTERRUPTED = 130
 for command in (train, export, bench, compare, inspect, doctor, demo):
     app.command()(command)
 app.command("eval")(evaluate)
+app.add_typer(devices, name="devices")
 
 
 def _version(show: bool) -> None:

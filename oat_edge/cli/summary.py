@@ -1,4 +1,4 @@
-"""A bench report as one screen of text: where, the table, what λ costs, what to be wary of."""
+"""A bench report as one screen of text: where, what it costs, what λ gives, what is amiss."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ import re
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
-from oat_edge.bench.table import EMULATED, KIND, figures, rows_for_table, short_kind
+from oat_edge.bench.diagnosis import ENERGY, diagnose, listed, undiagnosed
+from oat_edge.bench.table import (
+    EMULATED,
+    FRONT,
+    Grid,
+    accuracy_tables,
+    cost_table,
+    figures,
+    label_files,
+    short_kind,
+)
 from oat_edge.cli.console import plain_table
+from oat_edge.cli.layers import print_layers
 from oat_edge.evaluation.accuracy import wilson_interval
 from oat_edge.evaluation.pack_set import TRANSFER, WORST
 from oat_edge.evaluation.transfer import largest_gain
@@ -16,49 +28,83 @@ from oat_edge.evaluation.transfer import largest_gain
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.table import Table
+
     from oat_edge.bench.environment import Environment
-    from oat_edge.bench.profile import ArtifactProfile
-    from oat_edge.bench.report import Report, Row
+    from oat_edge.bench.report import LambdaCost, Report, Row
     from oat_edge.evaluation.transfer import TransferGrid
 
-# Of every row of this version; the report says it, the screen need not.
-SILENT = "energy_mj"
-SLOWEST = 10
-# Columns of a table that fits into 100.
-LONGEST_NAME, LONGEST_KIND = 56, 20
-# A figure, not the 95 of p95.
-NUMBER = re.compile(r"(?<![A-Za-z\d.])\d+(\.\d+)?")
+# No table is wider, however wide the terminal is.
+MOST = 100
+STYLES = {"failed": "red", "unstable": "yellow"}
+# What the monitor reads to see throttling, of `MonitorFacts.reads`.
+THROTTLING = re.compile(r"oc\d+_event_cnt|throttle_count|ClocksEventReasons")
 
 
 def print_report(report: Report, console: Console) -> None:
     """Print everything a person needs before using a figure."""
-    console.print(_where(report.environment), markup=False)
-    console.print(_table(report))
-    lines = [
-        f"SA: standard accuracy. RA: robust accuracy, {_attacks(report)}.",
-        "Latency is measured once per file and batch, over all λ in turn: λ share the figure.",
-        "Front ●: in its batch no setting is as good in p50, SA and RA and better in one of them.",
-    ]
-    lines += _reach(report)
-    if any(EMULATED in short_kind(kind) for kind in report.kinds):
-        lines.append(f"{EMULATED}: computed in float32 between casts, not in what the file holds.")
-    for line in lines:
+    most = min(MOST, console.width)
+    for line in _where(report):
+        console.print(line, markup=False)
+    console.print(_table(cost_table(report), most))
+    for index, grid in enumerate(accuracy_tables(report, most)):
+        console.print("" if index else "\nSA / RA in %", style="bold", markup=False)
+        console.print(_table(grid, most))
+    for line in _legend(report):
         console.print(line, style="dim", markup=False)
     found = [*_lambda_cost(report), _flatness(report), *_on_device(report), *_transfer(report)]
     for line in found:
         console.print(line, markup=False)
-    for profile in _largest(report.profile):
-        console.print()
-        console.print(_layers_title(profile, report), markup=False)
-        console.print(_layers(profile))
-    for text in report.warnings:
+    print_layers(report, console)
+    _print_troubles(report, console)
+
+
+def _print_troubles(report: Report, console: Console) -> None:
+    diagnoses = diagnose(report)
+    for one in diagnoses:
+        console.print(str(one), style=STYLES.get(one.kind, "yellow"), markup=False)
+    if not diagnoses:
+        console.print("diagnosis: no trouble seen with latency", style="green", markup=False)
+    for text in (*report.warnings, *undiagnosed(report)):
         console.print(f"warning: {text}", style="yellow", markup=False)
-    for line in _warnings(report):
-        console.print(f"warning: {line}", style="yellow", markup=False)
 
 
-def _where(environment: Environment) -> str:
-    """Processor and libraries."""
+def _table(grid: Grid, most: int) -> Table:
+    table = plain_table(None, list(grid.headers), left=grid.left)
+    table.padding = (0, grid.gap(most), 0, 0)
+    # One line or two of each width need no space between them.
+    apart = len(grid.lines) > 2 * (len(grid.groups) + 1)
+    for index, line in enumerate(grid.lines):
+        if apart and index in grid.groups:
+            table.add_row()
+        *cells, last = line
+        table.add_row(*cells, Text(last, style=STYLES.get(last, "")))
+    return table
+
+
+def _where(report: Report) -> list[str]:
+    """Processor and libraries; a Jetson's state; what was set for the bench; power."""
+    environment = report.environment
+    lines = [_processor(environment)]
+    jetson = environment.jetson
+    if jetson is not None:
+        mode, locked = jetson.power_mode, jetson.clocks_locked
+        name = "unknown" if mode is None else mode.name or str(mode.id)
+        clocks = {True: "locked", False: "not locked", None: "perhaps locked"}[locked]
+        lines.append(
+            f"{jetson.model or 'Jetson'}, JetPack {jetson.jetpack or 'unknown'}, "
+            f"power mode {name}, clocks {clocks}"
+        )
+    held = (report.settings.get("held") or {}).get("set", {})
+    if held:
+        lines.append(f"set for this bench: {', '.join(held.values())}")
+    if environment.recorded_from is not None:
+        tree = environment.recorded_from
+        lines.append(f"described is a recorded tree, not this machine: {tree}")
+    return [*lines, *_power(report)]
+
+
+def _processor(environment: Environment) -> str:
     device = environment.device
     text = f"{device.model or device.machine}, "
     if device.kind != "cpu":
@@ -67,6 +113,52 @@ def _where(environment: Environment) -> str:
         text += f"; {device.host or device.machine}, "
     libraries = ", ".join(f"{name} {v}" for name, v in environment.library_versions.items())
     return f"{text}{device.cores} cores; {libraries}"
+
+
+def _power(report: Report) -> list[str]:
+    """Who tells the power, of what, and what it is at rest."""
+    powers = [row.power for row in report.rows if row.power is not None]
+    return [
+        f"power: {source}, {scope}; {f'{idle:.3g} W' if idle is not None else 'unknown'} at rest"
+        for source, scope, idle in dict.fromkeys((p.source, p.scope, p.idle_w) for p in powers)
+    ]
+
+
+def _legend(report: Report) -> list[str]:
+    lines = [
+        f"SA: standard accuracy. RA: robust accuracy, {_attacks(report)}.",
+        *_reach(report),
+        f"{FRONT}: at batch {min((row.batch for row in report.rows), default=1)} no other is as "
+        "good in p50, SA and RA and better in one (pinned among themselves).",
+        "λ share a file's latency, taken over all λ in turn.",
+    ]
+    if any(row.energy_mj is not None for row in report.rows):
+        lines[-1] += " W, mJ: with what is drawn at rest."
+    if any(row.device_ms is not None for row in report.knob_rows):
+        lines.append("on the device: ms of copying in + computing + copying out (p50).")
+    if any(EMULATED in short_kind(kind) for kind in report.kinds):
+        lines.append(f"{EMULATED}: computed in float32 between casts, not in what the file holds.")
+    lines += [
+        f"{one.kind}, width {one.width}, λ {one.lam}: {one.file}"
+        for one in label_files(report)
+        if one.kind.endswith(")")
+    ]
+    return [*lines, *_unknown(report)]
+
+
+def _unknown(report: Report) -> list[str]:
+    """What this machine does not tell, so that "no trouble seen" is not taken for more."""
+    rows = [row for row in report.rows if row.status != "failed"]
+    missing = []
+    if rows and all(row.energy_mj is None for row in rows):
+        told = (text for row in rows for text in row.warnings if text.startswith(ENERGY))
+        reason = next(told, "").removeprefix(ENERGY)
+        missing.append(f"power and energy ({reason})" if reason else "power and energy")
+    if rows and all(row.state is None or row.state.clock_mhz is None for row in rows):
+        missing.append("clocks while it measured")
+    if report.monitor is None or not any(map(THROTTLING.search, report.monitor.reads)):
+        missing.append("throttling")
+    return [f"Not known: {', '.join(missing)}."] if missing else []
 
 
 def _reach(report: Report) -> list[str]:
@@ -94,80 +186,34 @@ def _attacks(report: Report) -> str:
     return f"worst case over {over}, an upper bound"
 
 
-def _table(report: Report) -> object:
-    headers, rows = rows_for_table(report)
-    table = plain_table(None, headers, left=1 + headers.count(KIND))
-    previous = rows[0][0] if rows else ""
-    for row in rows:
-        if row[0] != previous:
-            table.add_row()
-        previous = row[0]
-        table.add_row(*row)
-    return table
-
-
 def _lambda_cost(report: Report) -> list[str]:
     """One line per width (and kind): "λ as an input costs, width 0.5: 1.04x at batch 1, …"."""
-    lines: dict[str, list[str]] = {}
+    groups: dict[tuple[str, str | None, str | None], list[LambdaCost]] = {}
     for cost in report.lambda_cost:
-        ratio = f"{cost.ratio:.2f}x" if cost.ratio is not None else f"unknown ({cost.reason})"
-        pinned = f" (λ={cost.pinned_lambda:g} pinned)" if cost.pinned_lambda is not None else ""
         name = f"width {cost.width:g}"
         name += f" {cost.format} {cost.precision}" if len(report.kinds) > 1 else ""
-        lines.setdefault(name, []).append(f"{ratio} at batch {cost.batch}{pinned}")
-    return [f"λ as an input costs, {name}: {', '.join(parts)}" for name, parts in lines.items()]
+        groups.setdefault((name, cost.pinned_artifact, cost.reason), []).append(cost)
+    lines: dict[str, list[str]] = {}
+    for (name, _, reason), costs in groups.items():
+        if reason is None:
+            ratios = [f"{cost.ratio:.2f}x at batch {cost.batch}" for cost in costs]
+            text = f"{', '.join(ratios)} (λ={costs[0].pinned_lambda:g} pinned)"
+        else:
+            text = f"unknown at batch {listed(cost.batch for cost in costs)} ({reason})"
+        lines.setdefault(name, []).append(text)
+    return [f"λ as an input costs, {name}: {'; '.join(parts)}" for name, parts in lines.items()]
 
 
 def _on_device(report: Report) -> list[str]:
-    """Where the time goes, once per file and batch: rows that differ in λ share it."""
-    lines = {}
+    """Where the time goes, a line per file: rows that differ in λ share it."""
+    lines: dict[str, dict[int, str]] = {}
     for row in report.knob_rows:
         if row.device_ms is not None:
             parts = row.device_ms.h2d, row.device_ms.compute, row.device_ms.d2h
-            h2d, compute, d2h = (figures(part.p50) for part in parts)
-            lines[row.artifact, row.batch] = (
-                f"On the device, {row.artifact}, batch {row.batch} (p50): {h2d} ms in, "
-                f"{compute} ms computing, {d2h} ms out"
-            )
-    return list(lines.values())
-
-
-def _largest(profiles: Sequence[ArtifactProfile]) -> list[ArtifactProfile]:
-    """Of each artifact the one of the largest batch."""
-    return list({one.artifact: one for one in sorted(profiles, key=lambda p: p.batch)}.values())
-
-
-def _layers_title(profile: ArtifactProfile, report: Report) -> str:
-    """What the table below is of. The layers of a profile add up to more than the latency."""
-    text = (
-        f"{profile.artifact}, batch {profile.batch}: the slowest of {len(profile.layers)} layers; "
-        f"profiled, which slows it: {figures(profile.total_ms)} ms in all"
-    )
-    here = (profile.artifact, profile.batch)
-    found = {row.latency_ms.p50 for row in report.rows if (row.artifact, row.batch) == here}
-    return text + "".join(f"; latency p50 {figures(p50)} ms" for p50 in found)
-
-
-def _layers(profile: ArtifactProfile) -> object:
-    """The slowest layers of one artifact."""
-    slowest = sorted(profile.layers, key=lambda layer: layer.ms, reverse=True)[:SLOWEST]
-    table = plain_table(None, ["Layer", "Kind", "ms", "Share %"], left=2)
-    for layer in slowest:
-        table.add_row(
-            cut(layer.name, LONGEST_NAME),
-            cut(layer.kind, LONGEST_KIND),
-            figures(layer.ms),
-            f"{100 * layer.share:.1f}",
-        )
-    return table
-
-
-def cut(text: str, most: int) -> str:
-    """`text` in at most `most` characters: names of layers differ at both ends."""
-    if len(text) <= most:
-        return text
-    head = most // 2
-    return f"{text[:head]}…{text[len(text) - (most - head - 1) :]}"
+            texts = lines.setdefault(row.artifact, {})
+            batch = str(row.batch) if set(texts) - {row.batch} else f"batch {row.batch}"
+            texts[row.batch] = f"{' + '.join(figures(part.p50) for part in parts)} ({batch})"
+    return [f"on the device, {file}: {', '.join(texts.values())}" for file, texts in lines.items()]
 
 
 def _flatness(report: Report) -> str:
@@ -213,22 +259,3 @@ def _lowered_by_transfer(row: Row) -> float | None:
     if len(own) != 1 or own[0] is None or row.worst is None:
         return None
     return own[0] - row.worst
-
-
-def _warnings(report: Report) -> list[str]:
-    """Warnings that differ only in their figures are one line, with the largest of them."""
-    groups: dict[str, list[str]] = {}
-    for row in report.rows:
-        for text in row.warnings:
-            if not text.startswith(SILENT):
-                groups.setdefault(NUMBER.sub("#", text), []).append(text)
-    lines = []
-    for texts in groups.values():
-        worst = max(texts, key=_first_number)
-        lines.append(f"{worst} (the worst of {len(texts)} rows)" if len(texts) > 1 else worst)
-    return lines
-
-
-def _first_number(text: str) -> float:
-    match = NUMBER.search(text)
-    return float(match[0]) if match else 0.0

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from oat_edge.device.power import is_jetson
+from oat_edge.device.jetson import is_jetson
 from oat_edge.device.settings import RESTORE, lock_clocks, set_power_mode
 from oat_edge.device.system import System
 from oat_edge.errors import DependencyError, InputError

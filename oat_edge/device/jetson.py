@@ -92,12 +92,9 @@ def board_name(system: System) -> str | None:
 
 def detect(system: System) -> Jetson | None:
     """What this Jetson is; None on any other machine."""
-    model = board_name(system)
-    soc = _soc(system)
-    release = system.read("proc/sys/kernel/osrelease") or system.run("uname", "-r") or ""
-    tegra = release.endswith("-tegra") and system.read("etc/nv_tegra_release") is not None
-    if not (tegra or soc in SOCS or (model is not None and "Jetson" in model)):
+    if not is_jetson(system):
         return None
+    model, soc = board_name(system), _soc(system)
     installed = software(system)
     looked = _Look(system)
     if model is None:
@@ -121,6 +118,13 @@ def detect(system: System) -> Jetson | None:
         throttle_counts=looked.throttle_counts(),
         warnings=(*installed.warnings, *looked.warnings),
     )
+
+
+def is_jetson(system: System) -> bool:
+    """Whether this is one, as far as it shows."""
+    release = system.read("proc/sys/kernel/osrelease") or system.run("uname", "-r") or ""
+    tegra = release.endswith("-tegra") and system.read("etc/nv_tegra_release") is not None
+    return tegra or _soc(system) in SOCS or "Jetson" in (board_name(system) or "")
 
 
 def gpu_devfreq(system: System) -> str | None:

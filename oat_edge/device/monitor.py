@@ -15,7 +15,8 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from oat_edge.device.energy import mean_of_joules, mean_of_watts
-from oat_edge.device.power import GpuBoard, NvmlSource, PowerSource, is_jetson, power_source
+from oat_edge.device.jetson import is_jetson
+from oat_edge.device.power import GpuBoard, NvmlSource, PowerSource, power_source
 from oat_edge.device.sensors import Moment, Sensors, highest, ranges, rose
 from oat_edge.device.state import MonitorFacts, SpanState
 from oat_edge.device.system import System

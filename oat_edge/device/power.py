@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from oat_edge.device import jetson
 from oat_edge.device.energy import Unwrapped
+from oat_edge.device.jetson import is_jetson
 from oat_edge.device.nvidia import reasons
 from oat_edge.device.rails import Total, find_rails, total_of
 from oat_edge.device.system import System
@@ -174,11 +174,6 @@ class GpuBoard:
             return getattr(self._nvml, function)(self._device, *arguments)
         except (self._nvml.NVMLError, AttributeError) as error:
             raise OSError(f"{function}: {error}") from None
-
-
-def is_jetson(system: System) -> bool:
-    """Whether the machine is a Jetson, as far as it shows."""
-    return jetson.detect(system) is not None
 
 
 def bus_id() -> str:

@@ -5,6 +5,7 @@ The names of files are found once; what cannot be read at some moment is missing
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -64,7 +65,7 @@ class Sensors:
             "nvmlDeviceGetClockInfo", "nvmlDeviceGetCurrentClocksEventReasons",
             "nvmlDeviceGetTemperature",
         ]  # fmt: skip
-        self.reads = (*(name for name in files if name is not None), *calls)
+        self.reads = (*_patterns([name for name in files if name is not None]), *calls)
 
     def quick(self) -> Moment:
         """Clocks of GPU and memory, what holds them down, few counters of such events."""
@@ -153,6 +154,11 @@ def _ask(call: Callable[[], T]) -> T | None:
 
 def _readable(system: System, names: list[str]) -> list[str]:
     return [name for name in names if system.number(name) is not None]
+
+
+def _patterns(names: list[str]) -> list[str]:
+    """Many files of one kind, such as one per core, as one pattern."""
+    return list(dict.fromkeys(re.sub(r"(cpu|zone|hwmon|oc)\d+", r"\1*", name) for name in names))
 
 
 def _zones(system: System) -> dict[str, str]:

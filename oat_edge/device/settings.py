@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from oat_edge.device.power import bus_id, is_jetson
+from oat_edge.device.jetson import is_jetson
+from oat_edge.device.power import bus_id
 from oat_edge.device.system import System
 from oat_edge.errors import DependencyError, InputError
 

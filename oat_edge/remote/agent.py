@@ -21,12 +21,13 @@ from oat_edge.device.jetson import board_name
 from oat_edge.device.system import System
 from oat_edge.errors import InputError, OatEdgeError
 from oat_edge.files import atomic_path, cache_dir, exclusive_lock
-from oat_edge.remote.engines import check_name, device_keys, files_of, is_name, kept_here
+from oat_edge.remote.engines import check_name, device_keys, files_of, is_name
 from oat_edge.remote.install import installed_extras
 from oat_edge.remote.jobs import Jobs, read_piece
 from oat_edge.remote.store import Store, check_sha256
 from oat_edge.remote.wheel import code_digest
 from oat_edge.remote.wire import MAGIC, Stream, error_to_json, pack
+from oat_edge.runtime.engines import kept_folder
 
 Fields = dict[str, Any]
 Answer = tuple[Fields, bytes]
@@ -113,11 +114,11 @@ class Agent:
 
     def _missing_engines(self, fields: Fields, _: bytes) -> Answer:
         names = [check_name(name) for name in fields["names"]]
-        return {"missing": [name for name in names if not (kept_here() / name).exists()]}, b""
+        return {"missing": [name for name in names if not (kept_folder() / name).exists()]}, b""
 
     def _engine(self, fields: Fields, _: bytes) -> Answer:
         """Keep a file that came as a blob; `keep_engine` checks it against its facts."""
-        folder = kept_here()
+        folder = kept_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         blob = self._store.blobs / check_sha256(fields["sha256"])
         with exclusive_lock(folder), atomic_path(folder / check_name(fields["name"])) as temporary:
@@ -140,7 +141,7 @@ class Agent:
     def _get(self, fields: Fields, _: bytes) -> Answer:
         name, offset = fields["name"], fields["offset"]
         if is_name(name):
-            return {}, read_piece(kept_here() / name, offset)
+            return {}, read_piece(kept_folder() / name, offset)
         return {}, self._jobs.read(fields["job"], name, offset)
 
     def _done(self, fields: Fields, _: bytes) -> Answer:

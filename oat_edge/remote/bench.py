@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,18 @@ from oat_edge.bundle import MANIFEST, Bundle
 from oat_edge.errors import DependencyError, InputError
 from oat_edge.files import atomic_path, sha256_file, write_json
 from oat_edge.remote.client import NotInstalledError, Session
-from oat_edge.remote.engines import FOLDER, SUFFIXES, engines_for, is_name
+from oat_edge.remote.engines import SUFFIXES, engines_for, is_name
 from oat_edge.remote.install import extras_of
+from oat_edge.remote.jobs import job_name
 from oat_edge.remote.ssh import StoppedError
 from oat_edge.remote.wire import CHUNK, error_from_json
 from oat_edge.runtime.artifacts import ENGINES
-from oat_edge.runtime.engines import Say
+from oat_edge.runtime.engines import SHIPPED, Say
 
 WAIT_S = 10.0
 # A job that dies so often dies of what it does, not of a device that was switched off.
 MOST_STARTS = 3
-REPORT, RESULTS = "report.json", "results.jsonl"
+REPORT = "report.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,8 @@ def bench_there(
     send_engines(session, bundle, say)
     job = run_job(session, parcel, request, progress, say)
     report = fetch(session, job, parcel, bundle, name)
-    session.call("done", job=job, keep=False)
+    # What did not fail need not be measured again: `--resume` goes on there.
+    session.call("done", job=job, keep=bool(report.failures))
     return report
 
 
@@ -128,7 +131,7 @@ def send_missing(session: Session, paths: dict[str, Path], say: Say) -> tuple[in
 def send_engines(session: Session, bundle: Bundle, say: Say) -> None:
     """Send engines in the bundle that were built for just such a device, unless it has them."""
     formats = {artifact.format for artifact in bundle.artifacts} & set(ENGINES)
-    if not formats or not any((bundle.path / FOLDER).glob("*.json")):
+    if not formats or not any((bundle.path / SHIPPED).glob("*.json")):
         return
     keys = session.call("keys", formats=sorted(formats))[0]["keys"]
     facts = {path.name: path for path in engines_for(bundle, keys)}
@@ -152,46 +155,60 @@ def run_job(
     Raises the job's error. Ctrl-C here (`StoppedError`) stops it there.
     """
     fields: dict[str, Any] = {"request": request.to_json(), "files": parcel.names}
-    answer, _ = session.call("start", **fields)
-    job: str = answer["job"]
-    if answer["state"] != "none":
-        then, now = time.localtime(answer["started"]), time.localtime()
-        today = then[:3] == now[:3]
-        clock = time.strftime("%H:%M" if today else "%Y-%m-%d %H:%M", then)
-        words = {
-            "running": "still running",
-            "finished": "finished meanwhile",
-            "died": "interrupted by something; it goes on with what it has",
-        }
-        say(f"found the bench of {clock}, {words[answer['state']]}")
-    offset, starts = 0, 1
+    job = job_name(fields["request"], parcel.names[MANIFEST])
     try:
-        while True:
-            answer, _ = session.call("events", job=job, offset=offset, wait_s=WAIT_S)
-            offset = answer["offset"]
-            for event in answer["events"]:
-                _pass_on(event, progress, say)
-            if "end" in answer:
-                break
-            if "output" in answer:
-                if starts == MOST_STARTS:
-                    raise DependencyError(
-                        f"{session.host}: the bench was ended {starts} times by something there "
-                        f"({answer['output'] or 'it said nothing'}): look for what ends it"
-                    )
-                say("the bench there was ended by something: starting it again")
-                session.call("start", **fields)
-                starts += 1
+        answer, _ = session.call("start", **fields)
+        if answer["state"] != "none":
+            say(_found(answer["state"], answer["started"]))
+        end = _follow(session, job, fields, progress, say)
     except StoppedError:
         stop(session, job, say)
         raise
-    end = answer["end"]
     if end.get("ok"):
         return job
     session.call("done", job=job, keep=True)
     if "error" in end:
         raise error_from_json(end["error"], str(session.host))
     raise DependencyError(f"{session.host}: the bench was stopped there: run again")
+
+
+def _follow(
+    session: Session, job: str, fields: dict[str, Any], progress: Progress, say: Say
+) -> dict[str, Any]:
+    """Pass on what happens until the end, which is returned."""
+    offset, starts = 0, 1
+    while True:
+        answer, _ = session.call("events", job=job, offset=offset, wait_s=WAIT_S)
+        offset = answer["offset"]
+        for event in answer["events"]:
+            if "progress" in event:
+                progress(*event["progress"])
+            elif "say" in event:
+                say(*event["say"])
+        if "end" in answer:
+            end: dict[str, Any] = answer["end"]
+            return end
+        if "output" in answer:
+            if starts == MOST_STARTS:
+                raise DependencyError(
+                    f"{session.host}: the bench was ended {starts} times by something there "
+                    f"({answer['output'] or 'it said nothing'}): look for what ends it"
+                )
+            say("the bench there was ended by something: starting it again")
+            session.call("start", **fields)
+            starts += 1
+
+
+def _found(state: str, started_s: float) -> str:
+    """In which state a job was found, in words."""
+    then, now = time.localtime(started_s), time.localtime()
+    clock = time.strftime("%H:%M" if then[:3] == now[:3] else "%Y-%m-%d %H:%M", then)
+    words = {
+        "running": "still running",
+        "finished": "finished meanwhile",
+        "died": "ended by something; it goes on with what it has",
+    }
+    return f"found the bench of {clock}, {words[state]}"
 
 
 def stop(session: Session, job: str, say: Say) -> None:
@@ -211,16 +228,20 @@ def fetch(session: Session, job: str, parcel: Parcel, bundle: Bundle, name: str)
     """Bring the result into the bundle: the report last, so that it is there only when all is."""
     engines = any(artifact.format in ENGINES for artifact in bundle.artifacts)
     answer, _ = session.call("files", job=job, engines=engines, files=parcel.names)
-    listed = sorted(answer["files"], key=lambda file: _order(file["name"]))
-    for file in listed:
+    listed = {file["name"]: file for file in sorted(answer["files"], key=_facts_last)}
+    for file in listed.values():
         path = bundle.path / local_name(file["name"], name)
-        if not (path.is_file() and sha256_file(path) == file["sha256"]):
+        here = path.is_file() and sha256_file(path) == file["sha256"]
+        if file["name"] != REPORT and not here:
             fetch_file(session, job, file, path)
-    path = bundle.path / local_name(REPORT, name)
-    report = Report.load(path)
+    if REPORT not in listed:
+        raise InputError(f"{session.host} has no report of the bench: run again")
+    with tempfile.TemporaryDirectory() as folder:
+        fetch_file(session, job, listed[REPORT], Path(folder) / REPORT)
+        report = Report.load(Path(folder) / REPORT)
     samples = report.samples_file and local_name(report.samples_file, name)
     report = dataclasses.replace(report, samples_file=samples)
-    write_json(path, report.to_json())
+    write_json(bundle.path / local_name(REPORT, name), report.to_json())
     return report
 
 
@@ -240,7 +261,7 @@ def fetch_file(session: Session, job: str, file: dict[str, Any], path: Path) -> 
 def local_name(file: str, name: str) -> str:
     """Where a file of the result lies in the bundle: "report-orin.json", "engines/…"."""
     if is_name(file):
-        return f"{FOLDER}/{file}"
+        return f"{SHIPPED}/{file}"
     if Path(file).name != file or file.startswith("."):
         raise InputError(f"got file {file!r:.80}, expected a plain file name")
     stem, _, rest = file.partition(".")
@@ -253,13 +274,6 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 50_000 or not size else f"{size / 1e3:.1f} kB"
 
 
-def _order(name: str) -> tuple[int, str]:
-    """Engines' facts after engines, the report after all."""
-    return (2 if name == REPORT else 1 if name.endswith(".json") else 0), name
-
-
-def _pass_on(event: Any, progress: Progress, say: Say) -> None:
-    if "progress" in event:
-        progress(*event["progress"])
-    elif "say" in event:
-        say(*event["say"])
+def _facts_last(file: dict[str, Any]) -> bool:
+    """Without its facts an engine does not count: they come after it."""
+    return str(file["name"]).endswith(".json")

@@ -28,16 +28,18 @@ STOP_PATIENCE_S = 20.0
 # pip on a small device, with a slow network.
 INSTALL_S = 3600.0
 LONGEST_PAUSE_S = 30.0
-NO_PACKAGE, NO_COMMAND, NO_PROGRAM = 97, 127, 126
+TOO_OLD, NO_PACKAGE, NO_PROGRAM, NO_COMMAND = 96, 97, 126, 127
 DEFAULT_PYTHON = "python3"
 
+# Written so that any Python can read it, and say that it is too old.
+_RECENT = f"import sys; sys.version_info < (3, 10) and sys.exit({TOO_OLD}); "
 # A stray module of the folder in which ssh starts must not count as one of Python's.
 _AGENT = (
-    "import sys; sys.path[:] = filter(None, sys.path); from importlib.util import find_spec; "
+    f"{_RECENT}sys.path[:] = filter(None, sys.path); from importlib.util import find_spec; "
     'all(map(find_spec, ("oat_edge", "oat_edge.remote", "oat_edge.remote.agent"))) '
     f"or sys.exit({NO_PACKAGE}); from oat_edge.remote.agent import main; main()"
 )
-_INSTALL = "import sys; i = sys.stdin.buffer; exec(i.read(int(i.readline()))); main()"
+_INSTALL = f"{_RECENT}i = sys.stdin.buffer; exec(i.read(int(i.readline()))); main()"
 
 
 class NotInstalledError(DependencyError):
@@ -106,8 +108,8 @@ class Session:
         theirs = self.hello.get("version"), self.hello.get("code_digest")
         if theirs != (__version__, code_digest()):
             raise NotInstalledError(
-                f"{self.host} has another oat-edge ({theirs[0]}) than this machine's "
-                f"{__version__}, or other code of it: add --bootstrap, which leaves it alone"
+                f"{self.host} has oat-edge {theirs[0]}, whose code is not that of this machine's "
+                f"{__version__}: add --bootstrap, which installs this one beside it"
             )
         self._ask({"verb": "client", "token": self._token}, b"")
 
@@ -234,6 +236,11 @@ class Session:
         version = f"oat-edge {__version__}"
         if code == NO_PACKAGE:
             return NotInstalledError(f"{self.host} has no {version}: add --bootstrap")
+        if code == TOO_OLD:
+            return DependencyError(
+                f"{self._python} on {self.host} is older than Python 3.10, which oat-edge needs: "
+                "install one and name it with `oat-edge devices add NAME HOST --python PATH`"
+            )
         if code in (NO_COMMAND, NO_PROGRAM):
             return DependencyError(
                 f"{self.host} has no {self._python}: name its Python with `oat-edge devices add "

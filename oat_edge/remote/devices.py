@@ -17,6 +17,8 @@ from oat_edge.require import require
 
 KINDS: tuple[str, ...] = get_args(DeviceName)
 PURPOSE = "the file of devices"
+# The name of the report of several devices.
+FLEET = "fleet"
 FIELDS = ("host", "device", "python")
 
 
@@ -57,8 +59,8 @@ def check_name(text: str) -> str:
     """A device's name; `InputError` for what would not do in a file name or an option."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", text):
         raise InputError(f"name is {text!r:.80}: expected letters, digits and . _ -, up to 64")
-    if text in KINDS:
-        raise InputError(f"name is '{text}', which --device understands otherwise: choose another")
+    if text in (*KINDS, FLEET):
+        raise InputError(f"name is '{text}', which has a meaning of its own: choose another")
     return text
 
 

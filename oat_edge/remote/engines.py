@@ -12,18 +12,20 @@ from pathlib import Path
 
 from oat_edge.bundle import Bundle
 from oat_edge.errors import DependencyError, InputError
-from oat_edge.files import cache_dir, read_json, sha256_file
+from oat_edge.files import read_json, sha256_file
 from oat_edge.runtime.artifacts import ENGINES
 from oat_edge.runtime.child import ChildFailedError, call_child
+from oat_edge.runtime.engines import (
+    SHIPPED,
+    build_target,
+    engine_name,
+    kept_folder,
+    recipe_of,
+    source_of,
+)
 
 # The facts come last: without them an engine does not count.
 SUFFIXES = (".engine", ".log", ".json")
-FOLDER = "engines"
-
-
-def kept_here() -> Path:
-    """Folder of this machine's kept engines."""
-    return cache_dir() / FOLDER
 
 
 def device_keys(formats: Sequence[str]) -> list[str]:
@@ -40,8 +42,6 @@ def device_keys(formats: Sequence[str]) -> list[str]:
 
 def find_keys(formats: Sequence[str]) -> list[str]:
     """The same, in this process."""
-    from oat_edge.runtime.engines import build_target
-
     keys = []
     for format in formats:
         try:
@@ -53,10 +53,6 @@ def find_keys(formats: Sequence[str]) -> list[str]:
 
 def names_of(bundle_path: str) -> list[str]:
     """Names, without suffix, that this bundle's engines have in the cache of this machine."""
-    # The name is the engine's identity, made in one place.
-    from oat_edge.runtime.engines import _digest as engine_name
-    from oat_edge.runtime.engines import build_target, recipe_of, source_of
-
     bundle = Bundle.open(bundle_path)
     names = []
     for artifact in bundle.artifacts:
@@ -78,14 +74,14 @@ def files_of(bundle: Bundle) -> dict[str, Path]:
         names = call_child("oat_edge.remote.engines:names_of", str(bundle.path))
     except ChildFailedError:
         return {}
-    paths = [kept_here() / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
+    paths = [kept_folder() / f"{name}{suffix}" for name in names for suffix in SUFFIXES]
     return {path.name: path for path in paths if path.is_file()}
 
 
 def engines_for(bundle: Bundle, keys: Sequence[str]) -> list[Path]:
     """Whole engines in a bundle's `engines/` that were built for one of these devices."""
     found = []
-    for facts in sorted((bundle.path / FOLDER).glob("*.json")):
+    for facts in sorted((bundle.path / SHIPPED).glob("*.json")):
         try:
             value = read_json(facts, what="engine", remedy="")
             engine = facts.with_suffix(".engine")

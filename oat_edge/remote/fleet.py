@@ -19,12 +19,13 @@ from oat_edge.errors import OatEdgeError
 from oat_edge.files import atomic_path, write_json
 from oat_edge.remote.bench import bench_there
 from oat_edge.remote.client import PATIENCE_S, Session
+from oat_edge.remote.devices import FLEET
 from oat_edge.remote.ssh import StoppedError
 from oat_edge.remote.targets import Target
 from oat_edge.runtime.engines import Say, silent
 
 SCHEMA = "oat-edge/fleet/1"
-FLEET_FILE = "report-fleet.json"
+FLEET_FILE = f"report-{FLEET}.json"
 
 FleetProgress = Callable[[str, float, float, str], None]
 """As `Progress`, with the target's name first."""

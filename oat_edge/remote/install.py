@@ -1,8 +1,7 @@
 """Makes this version's environment on a device. It runs there alone, before oat-edge is there.
 
-Its text is sent to whatever `python3` the device has: the standard library only, and nothing that
-Python 3.7 could not read, so that an old one can say that it is too old. Standard input holds a
-line of JSON and the wheel; the answer is a line of JSON.
+Its text is sent to the device's Python (3.10 or later): it imports the standard library only.
+Standard input holds a line of JSON and the wheel; the answer is a line of JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-OLDEST = (3, 10)
 MARKER = "ready"  # oat_edge.remote.client looks for it too
 MAGIC = "oat-edge agent 1 "  # as in oat_edge.remote.wire, which is not there yet
 OFFLINE = re.compile(
@@ -55,7 +53,7 @@ def main() -> None:
 
 def make(request: dict[str, Any], wheel: bytes) -> bool:
     """Build the environment unless it is there. Returns whether it had to be built."""
-    check_python()
+    check_venv()
     base = os.environ.get("XDG_CACHE_HOME")
     folder = (Path(base) if base else Path.home() / ".cache") / "oat-edge" / "env"
     env = folder / request["name"]
@@ -68,7 +66,7 @@ def make(request: dict[str, Any], wheel: bytes) -> bool:
             return False
         if have is None:
             if env.is_dir():
-                shutil.rmtree(str(env))  # of a build that was cut short: it has no marker
+                shutil.rmtree(env)  # of a build that was cut short: it has no marker
             build(request, wheel, env)
         # The file itself is named again: an index must not be asked for a package of this name.
         run([*pip(env), str(env / request["wheel_name"]) + (extras and "[" + extras + "]")])
@@ -95,19 +93,13 @@ def mark(env: Path, extras: list[str]) -> None:
     temporary.replace(env / MARKER)
 
 
-def check_python() -> None:
-    """Refuse a Python that is too old or cannot make environments."""
-    version = ".".join(str(part) for part in sys.version_info[:3])
-    if sys.version_info < OLDEST:
-        raise RefusedError(
-            f"{sys.executable} is Python {version}, oat-edge needs 3.10 or later: install one and "
-            "name it with `oat-edge devices add NAME HOST --python PATH`"
-        )
+def check_venv() -> None:
+    """Refuse a Python that cannot make environments (Debian's packages leave that out)."""
     try:
         import ensurepip
         import venv
     except ImportError:
-        raise RefusedError(f"its Python {version} cannot make environments: {apt_venv()}") from None
+        raise RefusedError(f"its Python cannot make environments: {apt_venv()}") from None
     assert ensurepip and venv
 
 

@@ -57,9 +57,7 @@ class Jobs:
         (the device was switched off) is started again and goes on with what it has measured; so
         does one that was interrupted, if the request says `resume`.
         """
-        asked = {key: value for key, value in request.items() if key != "resume"}
-        what = json.dumps([manifest, asked, code_digest()], sort_keys=True)
-        name = hashlib.sha256(what.encode()).hexdigest()[:32]
+        name = job_name(request, manifest)
         folder = self.root / name
         with exclusive_lock(self.root):
             state = self.state(name)
@@ -174,6 +172,13 @@ class Jobs:
             for path in paths
             if path.name != self.client and time.time() - path.stat().st_mtime < CLIENT_S
         ]
+
+
+def job_name(request: dict[str, Any], manifest: str) -> str:
+    """The job's name, the same at both ends: what is measured, of which files, by which code."""
+    asked = {key: value for key, value in request.items() if key != "resume"}
+    what = json.dumps([manifest, asked, code_digest()], sort_keys=True)
+    return hashlib.sha256(what.encode()).hexdigest()[:32]
 
 
 def read_piece(path: Path, offset: int) -> bytes:

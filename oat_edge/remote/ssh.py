@@ -28,6 +28,7 @@ OPTIONS = {
     "ServerAliveCountMax": "3",
     "ClearAllForwardings": "yes",  # those of the user's config would be taken twice
     "RemoteCommand": "none",
+    "ControlMaster": "no",  # one that is there is used, none is made that others would hang on
     "LogLevel": "INFO",
 }
 SSH_FAILED = 255

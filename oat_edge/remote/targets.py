@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from oat_edge.device.jetson import board_name
+from oat_edge.device.jetson import board_name, is_jetson
 from oat_edge.device.system import System
 from oat_edge.errors import DependencyError, InputError
-from oat_edge.remote.devices import KINDS, Device, known, load_devices
+from oat_edge.remote.devices import FLEET, KINDS, Device, known, load_devices
 from oat_edge.remote.ssh import Host, check_host
 
 THIS = System()
@@ -68,11 +68,6 @@ def targets_from(
     return _named(list(dict.fromkeys(found)))
 
 
-def is_jetson(system: System = THIS) -> bool:
-    """Whether this machine is a Jetson."""
-    return "Jetson" in (board_name(system) or "")
-
-
 def _target(text: str, where: str, kind: str | None, devices: dict[str, Device]) -> Target:
     device = devices.get(text)
     if device is not None:
@@ -94,11 +89,11 @@ def _named(targets: list[Target]) -> tuple[Target, ...]:
     short = [target.name or _file_name(target.host.name) for target in targets]
     names: list[str] = []
     for target, name in zip(targets, short, strict=True):
-        if not target.name and short.count(name) > 1:
+        if not target.name and (short.count(name) > 1 or name == FLEET):
             name = _file_name(str(target.host).removeprefix("ssh://"))
         number = 1
         unique = name
-        while unique in names:  # one machine, two Pythons
+        while unique in (*names, FLEET):  # one machine with two Pythons
             number += 1
             unique = f"{name}-{number}"
         names.append(unique)

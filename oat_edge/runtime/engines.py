@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # An engine of TensorRT-RTX is finished on the GPU that runs it: it names none.
 ANY_GPU = "any GPU"
+# Folder of a bundle with engines that devices have built and sent back (oat_edge.remote).
+SHIPPED = "engines"
 
 
 class Say(Protocol):
@@ -101,7 +103,8 @@ def obtain_engine(
 ) -> Engine:
     """The engine of `artifact` that this machine can load.
 
-    The bundle's own if it was built for this machine, else the kept one, else it is built now.
+    The bundle's own if it was built for this machine, else one that a device of the same kind
+    built (the bundle's folder engines/), else the kept one, else it is built now.
     Raises `InputError` (device is a CPU, damage), `DependencyError`, `BuildError`.
     """
     if device == "cpu":
@@ -121,8 +124,9 @@ def obtain_engine(
                 precision=artifact.precision_observed,
             )
         say(f"{artifact.file} was built for {artifact.device_key}: building it for {target.key}")
-    source = source_of(bundle, artifact)
-    return keep_engine(bundle.checked_path(source), recipe, target, say=say)
+    source = bundle.checked_path(source_of(bundle, artifact))
+    name = engine_name(sha256_file(source), recipe, target)
+    return _kept(bundle.path / SHIPPED, name) or keep_engine(source, recipe, target, say=say)
 
 
 def recipe_of(artifact: Artifact) -> Recipe:
@@ -148,6 +152,11 @@ def source_of(bundle: Bundle, artifact: Artifact) -> Artifact:
     )
 
 
+def kept_folder() -> Path:
+    """Where this user's engines are kept; it need not be there."""
+    return cache_dir() / "engines"
+
+
 def keep_engine(onnx: Path, recipe: Recipe, target: Target, *, say: Say = silent) -> Engine:
     """The kept engine of an ONNX file, built now if there is none.
 
@@ -156,15 +165,15 @@ def keep_engine(onnx: Path, recipe: Recipe, target: Target, *, say: Say = silent
     from oat_edge.exporters.to_tensorrt import build_engine
 
     content = onnx.read_bytes()
-    folder = _own_folder(cache_dir() / "engines")
-    name = _digest(hashlib.sha256(content).hexdigest(), recipe, target)
-    engine, facts, log = (folder / f"{name}.{suffix}" for suffix in ("engine", "json", "log"))
-    if (kept := _kept(engine, facts, log)) is not None:
+    folder = _own_folder(kept_folder())
+    name = engine_name(hashlib.sha256(content).hexdigest(), recipe, target)
+    engine, facts, log = _files(folder, name)
+    if (kept := _kept(folder, name)) is not None:
         return kept
     # One build at a time: the builder chooses kernels by their measured speed.
     wait = f"{onnx.name}: waiting for another command that builds an engine"
     with exclusive_lock(folder, waiting=lambda: say(wait)):
-        if (kept := _kept(engine, facts, log)) is not None:
+        if (kept := _kept(folder, name)) is not None:
             return kept
         remove_temporaries(folder)  # of builds that were killed
         text = f"{onnx.name}: building an engine with {target.library.name}"
@@ -189,13 +198,20 @@ def keep_engine(onnx: Path, recipe: Recipe, target: Target, *, say: Say = silent
         if built.timing_cache:
             with contextlib.suppress(InputError):  # it only makes the next build faster
                 write_bytes(timing, built.timing_cache)
-    kept = _kept(engine, facts, log)
+    kept = _kept(folder, name)
     assert kept is not None
     return kept
 
 
-def _kept(engine: Path, facts: Path, log: Path) -> Engine | None:
+def _files(folder: Path, name: str) -> tuple[Path, Path, Path]:
+    """Engine, facts and log."""
+    engine, facts, log = (folder / f"{name}.{suffix}" for suffix in ("engine", "json", "log"))
+    return engine, facts, log
+
+
+def _kept(folder: Path, name: str) -> Engine | None:
     """A whole kept engine; None if there is none or it is damaged (it is built again)."""
+    engine, facts, log = _files(folder, name)
     try:
         value = read_json(facts, what="engine", remedy="")
         if sha256_file(engine) != value["sha256"]:
@@ -231,7 +247,8 @@ def _board() -> str | None:
     return _read(Path("/proc/device-tree/model")).decode(errors="replace").strip("\0 \n") or None
 
 
-def _digest(onnx_sha256: str, recipe: Recipe, target: Target) -> str:
+def engine_name(onnx_sha256: str, recipe: Recipe, target: Target) -> str:
+    """What a kept engine is called: the same for what would be the same engine."""
     # The version: what else the builder is told may change with it.
     key = json.dumps([onnx_sha256, recipe.to_json(), target.key, __version__], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:32]

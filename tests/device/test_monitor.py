@@ -82,6 +82,10 @@ def test_a_still_board_gives_its_power_and_state(nano: Path) -> None:
     assert 0 < facts.readings_per_s < 25
     assert 0 < facts.overhead < 0.5
     assert f"{RAIL}/in1_input" in facts.reads and GPU_CLOCK in facts.reads
+    # Six cores are one line of a report, and so are a server's two hundred.
+    assert [name for name in facts.reads if "scaling_cur_freq" in name] == [
+        "sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq"
+    ]
     power, reason = power_of([part] * 5, images=50, facts=facts, idle=idle)
     assert reason is None and power is not None
     assert power.energy_mj == pytest.approx(5.064 * 0.960 * part.seconds * 5 / 50 * 1000)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from oat_edge.errors import DependencyError
+from oat_edge.remote import install
 from oat_edge.remote.client import NotInstalledError, Session, install_command
 from oat_edge.remote.fleet import bench_on
 from oat_edge.remote.wheel import code_digest, env_name
@@ -101,23 +102,31 @@ def test_a_device_without_network_says_what_it_lacks(tmp_path, monkeypatch):
     making.close()
 
 
-def test_a_python_that_is_too_old_or_has_no_venv_says_so(bare):
-    """The installer's text is run by a real Python that is told it is another."""
-    from oat_edge.remote import install
-
+def test_a_python_without_venv_says_so(bare):
+    """The installer's own text, run there by a Python that is made to lack a module."""
+    source = Path(install.__file__).read_text()
+    assert "import ensurepip" in source
+    data = source.replace("import ensurepip", "import no_ensurepip").encode()
+    request = b'{"wheel_size": 0, "name": "x", "device": "cpu"}'
     session = Session(target_of(bare).host, python=BARE)
-    for change, part in (
-        ("OLDEST = (3, 10)", "is Python 3"),
-        ("import ensurepip", "-venv"),
-    ):
-        source = Path(install.__file__).read_text()
-        assert change in source
-        other = {"OLDEST = (3, 10)": "OLDEST = (9, 9)", "import ensurepip": "import no_ensurepip"}
-        data = source.replace(change, other[change]).encode()
-        request = b'{"wheel_size": 0, "name": "x", "device": "cpu"}'
-        channel, answer = session._start(
-            install_command(BARE), send=b"%d\n%b%b\n" % (len(data), data, request)
-        )
-        channel.close()
-        assert part in answer["refused"]
+    channel, answer = session._start(
+        install_command(BARE), send=b"%d\n%b%b\n" % (len(data), data, request)
+    )
+    channel.close()
+    assert re.search(r"sudo apt install python3\.\d+-venv$", answer["refused"])
     assert not list(bare.cache.glob("env/*/ready"))
+
+
+def test_a_python_that_is_too_old_says_so(bare):
+    """A real one, made to believe that it is JetPack 5's."""
+    old = bare.folder / "python3.8"
+    old.write_text(
+        f"#!/bin/sh\nexec {BARE} -c 'import sys; sys.version_info = (3, 8, 10); "
+        'exec(sys.argv[1])\' "$2"\n'
+    )
+    old.chmod(0o755)
+    session = Session(target_of(bare).host, python=str(old))
+    for attempt in (session.open, lambda: session.bootstrap("cpu")):
+        with pytest.raises(DependencyError, match=r"is older than Python 3\.10.*--python PATH"):
+            attempt()
+    assert not bare.cache.exists()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -15,15 +17,18 @@ import pytest
 
 from oat_edge.bench.report import Report
 from oat_edge.bench.request import run_request
+from oat_edge.bundle import Bundle, save_manifest
 from oat_edge.errors import DependencyError, InputError
 from oat_edge.files import sha256_file
+from oat_edge.remote.bench import Parcel, fetch_file, send_missing
+from oat_edge.remote.client import Session
 from oat_edge.remote.fleet import bench_on
-from oat_edge.remote.ssh import check_host
+from oat_edge.remote.ssh import LostError, check_host
 from oat_edge.remote.targets import Target
 from tests.remote.conftest import REQUEST, target_of
 
 # Long enough to be cut off in the middle.
-LONGER = dataclasses.replace(REQUEST, config=dataclasses.replace(REQUEST.config, min_seconds=2.0))
+LONGER = dataclasses.replace(REQUEST, config=dataclasses.replace(REQUEST.config, min_seconds=1.5))
 
 
 def report_of(result):
@@ -82,16 +87,11 @@ def big(bundle):
         dataclasses.replace(one, sha256=sha256_file(path)) if one.file == path.name else one
         for one in bundle.artifacts
     )
-    from oat_edge.bundle import Bundle, save_manifest
-
     save_manifest(dataclasses.replace(bundle, artifacts=artifacts))
     return Bundle.open(bundle.path)
 
 
 def test_a_cut_while_sending_goes_on_where_it_was(device, proxy, bundle, big, told):
-    from oat_edge.remote.bench import Parcel, send_missing
-    from oat_edge.remote.client import Session
-
     target = target_of(device, port=proxy.port)
     proxy.cut_after["up"] = 3_000_000
     session = Session(target.host, python=target.python, say=told.say)
@@ -112,10 +112,6 @@ def test_a_cut_while_sending_goes_on_where_it_was(device, proxy, bundle, big, to
 def test_a_command_that_was_killed_while_sending_leaves_a_part_for_the_next(
     device, proxy, big, told
 ):
-    from oat_edge.remote.bench import Parcel, send_missing
-    from oat_edge.remote.client import Session
-    from oat_edge.remote.ssh import LostError
-
     paths = Parcel.of(big).paths
     target = target_of(device, port=proxy.port)
     session = Session(target.host, python=target.python, patience_s=0.0)
@@ -154,9 +150,6 @@ def test_a_connection_cut_during_the_run_costs_nothing(device, proxy, bundle, to
 
 
 def test_fetching_goes_on_where_it_was_cut(device, proxy, bundle, told, tmp_path):
-    from oat_edge.remote.bench import fetch_file
-    from oat_edge.remote.client import Session
-
     job = device.cache / "jobs" / ("a" * 32)
     (job / "result").mkdir(parents=True)
     content = np.random.default_rng(1).bytes(4_000_000)
@@ -236,10 +229,6 @@ def test_a_job_that_was_killed_goes_on_with_what_it_has(device, bundle, told):
 
 
 def test_two_clients_at_once_share_one_run(device, bundle, template, tmp_path):
-    import shutil
-
-    from oat_edge.bundle import Bundle
-
     other = Bundle.open(shutil.copytree(template.path, tmp_path / "other"))
     results = {}
 
@@ -276,25 +265,29 @@ def test_a_failing_host_does_not_stop_the_others(device, bundle, told, tmp_path)
         result.check()
 
 
-def test_ctrl_c_stops_the_bench_there(device, bundle, told, monkeypatch):
-    import _thread
-
-    long = dataclasses.replace(REQUEST.config, min_seconds=60.0)
-    request = dataclasses.replace(REQUEST, config=long)
+def test_ctrl_c_stops_the_bench_there_and_resume_goes_on(device, bundle, told):
+    interrupted = []
 
     def progress(name, done_s, total_s, label):
-        monkeypatch.setattr(told, "on_text", lambda text: None)
-        if not interrupted:
+        if label.startswith("latency w1.00") and not interrupted:
             interrupted.append(label)
             _thread.interrupt_main()
 
-    interrupted = []
+    config = dataclasses.replace(REQUEST.config, min_seconds=2.5)
+    request = dataclasses.replace(REQUEST, config=config)
     with pytest.raises(KeyboardInterrupt):
         bench_on([target_of(device)], bundle, request, progress=progress, say=told.say)
-    assert interrupted and "stopping the bench there" in told
-    assert device.jobs() == []
+    assert interrupted and "stopping the bench there" in told and device.jobs() == []
     (end,) = device.cache.glob("jobs/*/end.json")
     assert json.loads(end.read_text()) == {"interrupted": True}
+    measured = (end.parent / "result" / "results.jsonl").read_text()
+
+    again = dataclasses.replace(request, resume=True)
+    report = report_of(bench_on([target_of(device)], bundle, again, say=told.say))
+    assert len(report.rows) == 3 and "found the bench" not in told
+    results = (bundle.path / "results-orin.jsonl").read_text()
+    assert results.startswith(measured) and results.count('"kind": "session"') == 2
+    assert device.jobs() == []
 
 
 def test_an_error_of_the_bench_comes_back_as_it_is(device, bundle):

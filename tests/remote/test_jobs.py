@@ -48,6 +48,17 @@ def test_a_job_lives_as_long_as_its_process_holds_the_lock(folder, jobs):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # looking has left no lock behind
 
 
+def test_a_job_that_another_client_follows_is_not_stopped(folder, jobs):
+    first, second = jobs
+    (folder / ALIVE).write_text("0")  # were it signalled, this process's own group would be
+    with (folder / ALIVE).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (folder / EVENTS).write_text('{"say": ["a", 0]}\n')
+        second.events(NAME, 0, 0.0)
+        assert first.stop(NAME) == {"stopped": False, "followed": True}
+        assert first.state(NAME) == "running"
+
+
 def test_events_come_whole_and_in_order(folder, jobs):
     first, _ = jobs
     write_json(folder / END, {"ok": True})

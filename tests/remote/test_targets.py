@@ -67,8 +67,8 @@ def test_comments_and_order_are_kept():
 
 @pytest.mark.parametrize(
     "name",
-    ["", "-x", ".x", "a b", "a/b", "../a", "cpu", "cuda", "jetson", "a\n", "é", "a;b", "$(x)",
-     "a@b", "%h", "x" * 65],
+    ["", "-x", ".x", "a b", "a/b", "../a", "cpu", "cuda", "jetson", "fleet", "a\n", "é", "a;b",
+     "$(x)", "a@b", "%h", "x" * 65],
 )  # fmt: skip
 def test_names_that_would_not_do_are_refused(name):
     with pytest.raises(InputError, match=r"^name is "):
@@ -153,6 +153,8 @@ def test_hosts_and_names_of_devices_mix_and_each_counts_once(tmp_path, pc):
 
 def test_names_are_different_and_fit_into_file_names(pc):
     targets = targets_from(["a@box", "b@box", "ssh://box:22", "c@[::1]", "d@box2"], system=pc)
+    assert targets_from(["me@fleet"], system=pc)[0].name == "me-fleet"
+    assert targets_from(["fleet"], system=pc)[0].name == "fleet-2"  # report-fleet.json is taken
     names = [one.name for one in targets]
     assert names == ["a-box", "b-box", "box-22", "1", "box2"]
 

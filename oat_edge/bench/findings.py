@@ -1,0 +1,299 @@
+"""What the figures of a report suffer from: a rule for each kind of trouble.
+
+A measurement is one (artifact, batch): rows that differ in λ only share it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from oat_edge.bench.report import Report, Row
+from oat_edge.bench.statistics import FLAT_P_VALUE, FLAT_SPREAD, UNSTABLE_CV
+from oat_edge.bench.table import figures
+
+Kind = Literal[
+    "failed", "fallback", "throttled", "unstable", "busy", "λ-dependent latency",
+    "transfer-bound", "enqueue-bound",
+]  # fmt: skip
+
+# trtexec calls a run enqueue-bound if the host takes longer than this share of the compute time to
+# start it. With one request in flight the host's own part is what its latency has beyond the
+# device's events: made ready and started before them, noticed after them. Without a CUDA graph the
+# device also waits within `compute`, so that less of it is seen than there is.
+ENQUEUE_BOUND = 0.8
+# Other programs share the cores with the measurement.
+BUSY_LOAD = 0.5
+USUAL_PROVIDER = "CUDAExecutionProvider"
+# A figure, not the 95 of p95.
+NUMBER = re.compile(r"(?<![A-Za-z\d.])\d[\d,]*(\.\d+)?")
+FAILED = re.compile(r"latency_ms[\w, ]*: (.*)")
+# Remarks of runners; those that only throughput mode made begin so.
+THROUGHPUT = "throughput_ips: "
+GRAPH = re.compile(rf"(?:{THROUGHPUT})?cuda_graph: (?!off)(.*)")
+NO_GRAPH = "cuda_graph: off"
+WEAK = re.compile(rf"(?:{THROUGHPUT})?typing: (weak.*)")
+ELECTRIC = re.compile(r"power|current|voltage")
+
+Measurement = tuple[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One trouble of one measurement."""
+
+    kind: Kind
+    at: Measurement | None
+    """None: it is the machine's."""
+    evidence: str
+    remedy: str
+    size: float = 0.0
+    """The largest is the worst."""
+    covers: tuple[str, ...] = ()
+    """Warnings that say the same."""
+
+
+def measurements(report: Report) -> dict[Measurement, Row]:
+    """One row of each."""
+    found: dict[Measurement, Row] = {}
+    for row in report.rows:
+        found.setdefault((row.artifact, row.batch), row)
+    return found
+
+
+def findings(report: Report) -> Iterator[Finding]:
+    """All of a report, each of one measurement."""
+    for at, row in measurements(report).items():
+        yield from _failed(at, row, report)
+        yield from _fallback(at, row, report)
+        yield from _throttled(at, row)
+        yield from _unstable(at, row, report)
+        yield from _transfer_bound(at, row)
+        yield from _enqueue_bound(at, row)
+    yield from _lambda_dependent(report)
+    yield from _busy(report)
+
+
+def _failed(at: Measurement, row: Row, report: Report) -> Iterator[Finding]:
+    """Its latency, its memory, its file's accuracies: each is measured in a process of its own."""
+    file, batch = at
+    reasons: dict[str, str] = {}
+    if row.status == "failed":
+        found = [match[1] for text in row.warnings if (match := FAILED.match(text))]
+        reasons[next(iter(found), "it was not measured")] = ""
+    for what, cell in (
+        ("memory", f"memory {file} batch {batch}"),
+        ("accuracy", f"accuracy {file}"),
+    ):
+        if cell in report.failures:
+            reasons.setdefault(report.failures[cell], f"{what}: ")
+    for reason, what in reasons.items():
+        remedy = "`oat-edge bench --resume` tries again"
+        if "out of memory" in reason or "memory runs out" in reason:
+            remedy = f"smaller batches or a narrower width, or end other programs; {remedy}"
+        elif "said nothing" in reason:
+            remedy = f"{remedy}, --timeout SECONDS waits longer"
+        covers = tuple(
+            text
+            for one in report.rows
+            if one.artifact == file
+            for text in one.warnings
+            if text.endswith(f": {reason}")
+        )
+        yield Finding(
+            kind="failed", at=at, evidence=f"{what}{reason}", remedy=remedy, covers=covers
+        )
+
+
+def _fallback(at: Measurement, row: Row, report: Report) -> Iterator[Finding]:
+    precision, _, emulated = row.precision.partition("-")
+    if emulated == "emulated":
+        yield Finding(
+            kind="fallback",
+            at=at,
+            evidence=f"{precision} is computed in float32 between casts",
+            remedy="its times say nothing of real half precision, measure that on a GPU"
+            if precision == "fp16"
+            else f"an engine computes it: export --format trt --precision {precision}",
+        )
+    weak = {text: match.group(1) for text in row.warnings if (match := WEAK.match(text))}
+    if weak:
+        yield Finding(
+            kind="fallback",
+            at=at,
+            evidence=f"typing is {next(iter(weak.values()))}",
+            remedy="TensorRT 10.12 or later types strongly",
+            covers=tuple(weak),
+        )
+    nodes = report.settings.get("nodes", {}).get(row.artifact, {})
+    elsewhere = {name: num for name, num in nodes.items() if name != USUAL_PROVIDER}
+    if elsewhere:
+        counts = ", ".join(f"{num} nodes in {name}" for name, num in elsewhere.items())
+        yield Finding(
+            kind="fallback",
+            at=at,
+            evidence=f"{counts} of ONNX Runtime, not on the GPU",
+            remedy="export again, or measure an engine (export --format trt)",
+            size=sum(elsewhere.values()),
+        )
+
+
+def _throttled(at: Measurement, row: Row) -> Iterator[Finding]:
+    if row.state is None or not row.state.throttled:
+        return
+    reasons, heat = ", ".join(row.state.throttled), row.state.temperature_c
+    electric = ELECTRIC.search(reasons.lower())
+    yield Finding(
+        kind="throttled",
+        at=at,
+        evidence=reasons if heat is None else f"{reasons}; {heat:.0f} °C at most",
+        remedy="check the supply and the power limit, or lower the clocks"
+        if electric
+        else "cool it, or lower its clocks or power mode",
+        size=heat or 0.0,
+        covers=_beginning(row, "throttled: "),
+    )
+
+
+def _unstable(at: Measurement, row: Row, report: Report) -> Iterator[Finding]:
+    latency, lock = row.latency_ms, _can_lock(report)
+    if latency is not None and not latency.stable:
+        known = latency.cv is not None
+        yield Finding(
+            kind="unstable",
+            at=at,
+            evidence=f"CV {100 * (latency.cv or 0.0):.3g} %, steady is at most "
+            f"{100 * UNSTABLE_CV:g} %"
+            if known
+            else "a single request shows no spread",
+            remedy=("stop other programs" + (", and fix the clocks: --lock-clocks" if lock else ""))
+            if known
+            else "measure longer",
+            size=latency.cv or 0.0,
+            covers=_beginning(row, "unstable: CV", "latency_ms.cv: "),
+        )
+    for text in _beginning(row, "clocks: "):
+        evidence = text.removeprefix("clocks: ").partition("; ")[0]
+        clocks = [float(match[0].replace(",", "")) for match in NUMBER.finditer(evidence)]
+        yield Finding(
+            kind="unstable",
+            at=at,
+            evidence=evidence,
+            remedy="fix the clocks with --lock-clocks, or cool it" if lock else "cool it",
+            size=max(clocks) / max(min(clocks), 1e-9) if clocks else 0.0,
+            covers=(text,),
+        )
+
+
+def _can_lock(report: Report) -> bool:
+    """Whether --lock-clocks could work, and was not given."""
+    environment = report.environment
+    if "clocks" in (report.settings.get("held") or {}).get("set", {}):
+        return False
+    if environment.jetson is not None:
+        return environment.jetson.clocks_locked is not True
+    # Virtual machines show no governor, and so nothing that could be fixed.
+    return environment.device.kind != "cpu" or environment.power_mode is not None
+
+
+def _busy(report: Report) -> Iterator[Finding]:
+    environment = report.environment
+    load, cores = environment.load_average, environment.device.cores
+    if load and cores and environment.recorded_from is None and load[0] > BUSY_LOAD * cores:
+        yield Finding(
+            kind="busy",
+            at=None,
+            evidence=f"load average {load[0]:.1f} on {cores} cores in the minute before",
+            remedy="stop other programs, or wait until it is quiet",
+        )
+
+
+def _lambda_dependent(report: Report) -> Iterator[Finding]:
+    for flat in report.lambda_flatness:
+        spread, p_value = flat.max_relative_spread, flat.p_value
+        if spread is None or p_value is None or spread <= FLAT_SPREAD or p_value >= FLAT_P_VALUE:
+            continue
+        rows = [
+            row for row in report.rows if (row.artifact, row.batch) == (flat.artifact, flat.batch)
+        ]
+        yield Finding(
+            kind="λ-dependent latency",
+            at=(flat.artifact, flat.batch),
+            evidence=f"medians of the λ differ by {100 * spread:.1f} % (p = {p_value:.3f})",
+            remedy="λ only changes a tensor's contents: measure again on a quiet machine",
+            size=spread,
+            covers=tuple(t for row in rows for t in _beginning(row, "λ changes the latency")),
+        )
+
+
+def _transfer_bound(at: Measurement, row: Row) -> Iterator[Finding]:
+    if row.device_ms is None:
+        return
+    compute = row.device_ms.compute.p50
+    copies = {"in": row.device_ms.h2d.p50, "out": row.device_ms.d2h.p50}
+    way = max(copies, key=copies.__getitem__)
+    if copies[way] >= compute:
+        took, computed = figures(copies[way]), figures(compute)
+        yield Finding(
+            kind="transfer-bound",
+            at=at,
+            evidence=f"copying {way} takes {took} ms, computing {computed} ms (p50)",
+            remedy="keep images on the device, or copy while it computes (img/s does)",
+            size=copies[way] / compute if compute else float("inf"),
+        )
+
+
+def _enqueue_bound(at: Measurement, row: Row) -> Iterator[Finding]:
+    """The device waits for the host; or no CUDA graph, without which it may."""
+    told = {
+        text: match[1]
+        for text in row.warnings
+        if (match := GRAPH.match(text)) and _is_of(text, row.batch)
+    }
+    without = next((f"no CUDA graph{_mode(text)}: {why}" for text, why in told.items()), None)
+    host, compute = _host_ms(row), 0.0 if row.device_ms is None else row.device_ms.compute.p50
+    if host is not None and host >= ENQUEUE_BOUND * compute:
+        evidence = f"the host takes {figures(host)} ms, computing {figures(compute)} ms (p50)"
+        if without is None and NO_GRAPH in row.warnings:
+            without, told = "no CUDA graph: --no-cuda-graph", {NO_GRAPH: ""}
+        yield Finding(
+            kind="enqueue-bound",
+            at=at,
+            evidence=f"{evidence}; {without}" if without else evidence,
+            remedy="a CUDA graph, or larger batches" if without else "larger batches",
+            size=host / compute if compute else float("inf"),
+            covers=tuple(told),
+        )
+    elif without:
+        yield Finding(
+            kind="enqueue-bound",
+            at=at,
+            evidence=f"perhaps, {without}",
+            remedy="remove what is in its way, or take larger batches",
+            covers=tuple(told),
+        )
+
+
+def _mode(remark: str) -> str:
+    """Latency mode goes without saying."""
+    return " for img/s" if remark.startswith(THROUGHPUT) else ""
+
+
+def _host_ms(row: Row) -> float | None:
+    """What a request takes beyond the device's own events, by the medians of its parts."""
+    if row.device_ms is None or row.latency_ms is None:
+        return None
+    device = row.device_ms
+    return row.latency_ms.p50 - device.h2d.p50 - device.compute.p50 - device.d2h.p50
+
+
+def _is_of(remark: str, batch: int) -> bool:
+    """Remarks stand on all rows of a file, and may name the batch that they are about."""
+    named = re.search(r"at batch (\d+)", remark)
+    return named is None or int(named.group(1)) == batch
+
+
+def _beginning(row: Row, *starts: str) -> tuple[str, ...]:
+    return tuple(text for text in row.warnings if text.startswith(starts))
