@@ -110,10 +110,16 @@ def state_in(record: Mapping[str, Any] | None) -> SpanState | None:
 
 def sessions_told(results: Results) -> tuple[str, ...]:
     """Figures of one report that were not measured in one go."""
-    if len(results.sessions) < 2:
-        return ()
-    times = ", ".join(results.sessions)
-    return (f"sessions: the bench was resumed; its cells were measured in runs of {times}",)
+    told = []
+    if len(results.sessions) > 1:
+        times = ", ".join(results.sessions)
+        told.append(f"sessions: the bench was resumed; its cells were measured in runs of {times}")
+    if results.last("split") is not None:
+        told.append(
+            "turns: memory does not hold all files at once; they took turns in groups, one group "
+            "after the other, between which the machine may have drifted"
+        )
+    return tuple(told)
 
 
 def transfer_of(

@@ -16,9 +16,11 @@ from oat_edge.bench.memory import measure_memory
 from oat_edge.bench.progress import Stages
 from oat_edge.bench.records import part_from_json, part_to_json, warm_up_to_json
 from oat_edge.bench.results import Results
+from oat_edge.bench.room import Room
 from oat_edge.bench.turns import Failure, take_turns
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.device.monitor import Monitor
+from oat_edge.device.system import System
 from oat_edge.errors import BuildError, FallbackError, InputError, OatEdgeError, UnstableError
 from oat_edge.evaluation.pack_set import PackSet
 from oat_edge.runtime.child import ChildFailedError
@@ -71,26 +73,41 @@ class Measuring:
     def _latency(self, cells: Sequence[Cell], progress: Progress) -> None:
         """Latency in turns, and throughput of the same processes."""
         left = [cell for cell in cells if not self._measured(cell)]
-        errors = self._side_by_side(left, progress)
+        errors: dict[str, Failure] = {}
+        group = left
+        while group:
+            group = self._side_by_side(group, errors, progress)
+            if group:
+                self.results.add({"kind": "split", "cells": [cell.name for cell in group]})
         # What was lost beside the others has a second try alone: then memory is as free as can be.
         lost = [cell for cell in left if _worth_a_second_try(errors.get(cell.name))]
         if len(left) > 1:
             for cell in lost:
                 self.say(f"{cell.name}: {in_short(errors[cell.name])}; once more, alone")
-                if not self._side_by_side([cell], progress):
-                    del errors[cell.name]
-                    self.results.add({"kind": "alone", **_where(cell)})
+                before = errors.pop(cell.name)
+                self._side_by_side([cell], errors, progress)
+                if cell.name not in errors:
+                    self.results.add({"kind": "alone", "why": in_short(before), **_where(cell)})
         self.failures |= {name: in_short(error) for name, error in errors.items()}
         if errors and not any(self._measured(cell) for cell in cells):
             error = next(iter(errors.values()))
             raise error if isinstance(error, OatEdgeError) else UnstableError(in_short(error))
 
-    def _side_by_side(self, cells: Sequence[Cell], progress: Progress) -> dict[str, Failure]:
-        """Measure these in turns; errors by the cell's name."""
-        errors: dict[str, Failure] = {}
+    def _side_by_side(
+        self, cells: Sequence[Cell], errors: dict[str, Failure], progress: Progress
+    ) -> list[Cell]:
+        """Measure these in turns; returns those that memory does not hold beside the others.
+
+        errors: gets those that failed, by the cell's name.
+        """
         by_name: dict[str, LatencyCell] = {}
+        left: list[Cell] = []
+        room = Room(System())
         with ExitStack() as stack:
             for cell in cells:
+                if left or not room.for_another():
+                    left.append(cell)
+                    continue
                 try:
                     opened = LatencyCell(cell, self.opener)
                 except FINAL:
@@ -100,6 +117,7 @@ class Measuring:
                     continue
                 stack.callback(opened.close)
                 by_name[opened.name] = opened
+                room.opened()
             take_turns(
                 [_Kept(opened, self.results) for opened in by_name.values()],
                 self.config,
@@ -111,7 +129,7 @@ class Measuring:
             for opened in by_name.values():
                 if opened.cell.name not in errors:
                     self._throughput(opened, errors)
-        return errors
+        return left
 
     def _throughput(self, opened: LatencyCell, errors: dict[str, Failure]) -> None:
         cell = opened.cell

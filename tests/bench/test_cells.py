@@ -7,7 +7,9 @@ import itertools
 
 import pytest
 
+from oat_edge.bench import measuring
 from oat_edge.bench.cells import plan
+from oat_edge.bench.results import Results
 from oat_edge.bench.run import bench_bundle
 from oat_edge.errors import DependencyError, FallbackError, UnstableError
 from tests.bench.conftest import QUICKEST
@@ -81,6 +83,29 @@ def test_a_cell_that_hangs_is_ended_in_its_time_and_not_tried_again(bundle, faul
     (row, _) = by_cell(report)[STRUCK]
     assert row.status == "failed" and any("said nothing for 3 s" in line for line in row.warnings)
     assert not any("once more" in line for line in told)
+
+
+def test_what_memory_does_not_hold_is_measured_in_groups(bundle, monkeypatch, tmp_path):
+    class Two:
+        def __init__(self, _):
+            self.num = 0
+
+        def opened(self):
+            self.num += 1
+
+        def for_another(self):
+            return self.num < 2
+
+    monkeypatch.setattr(measuring, "Room", Two)
+    report, _ = bench(bundle, results=tmp_path / "results.jsonl")
+    assert all(row.status != "failed" and row.latency_ms.n >= 3 for row in report.rows)
+    assert any(text.startswith("turns: memory does not hold") for text in report.warnings)
+    parts = [
+        (one["file"], one["batch"]) for one in Results.peek(tmp_path / "results.jsonl").of("part")
+    ]
+    size = 2 * CONFIG.rounds
+    groups = [set(parts[index : index + size]) for index in range(0, len(parts), size)]
+    assert [len(group) for group in groups] == [2, 2, 2] and len(set().union(*groups)) == 6
 
 
 def test_what_no_cell_can_mend_ends_the_bench(bundle, fault):
