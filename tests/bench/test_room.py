@@ -16,7 +16,8 @@ def board(tmp_path):
     (tmp_path / "proc").mkdir()
 
     def available(mb: float) -> System:
-        text = f"MemTotal: {TOTAL_MB * 1024} kB\nMemFree: 1 kB\nMemAvailable: {int(max(mb, 0) * 1024)} kB\n"
+        free = int(max(mb, 0) * 1024)
+        text = f"MemTotal: {TOTAL_MB * 1024} kB\nMemFree: 1 kB\nMemAvailable: {free} kB\n"
         (tmp_path / "proc/meminfo").write_text(text)
         return System(tmp_path)
 
