@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 # Before torch is imported, and for every child process: the networks here are tiny, and two
 # threads that wait for each other on a busy machine take minutes.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Tests take no turns with benches of this machine, and leave no record on it.
+os.environ["OAT_EDGE_STATE_DIR"] = tempfile.mkdtemp(prefix="oat-edge-tests-")
 
+import atexit
 import dataclasses
 import gc
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +37,11 @@ from tests.gpus import NO_GPU
 # Tests hold on a busy machine too: none of them asserts a time.
 settings.register_profile("oat-edge", deadline=None)
 settings.load_profile("oat-edge")
+
+atexit.register(shutil.rmtree, os.environ["OAT_EDGE_STATE_DIR"], ignore_errors=True)
+# A suite that runs in the background has inherited that these are ignored, and so would children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def tiny_config(**changes: object) -> TrainConfig:

@@ -11,13 +11,14 @@ from oat_edge.bench import schema
 from oat_edge.bench.cells import Cell
 from oat_edge.bench.config import BenchConfig
 from oat_edge.bench.environment import Environment
-from oat_edge.bench.latency import LatencySamples
-from oat_edge.bench.measuring import Measuring, parts_of
+from oat_edge.bench.latency import LatencySamples, WarmUp
+from oat_edge.bench.measuring import Measuring
 from oat_edge.bench.memory import MemoryCost
 from oat_edge.bench.profile import ArtifactProfile
 from oat_edge.bench.records import outcome_from_json, warm_up_from_json
 from oat_edge.bench.results import Results
 from oat_edge.bench.rows import Figures
+from oat_edge.bench.side_by_side import parts_of, rounds_of
 from oat_edge.bundle import Artifact
 from oat_edge.device.state import SpanState
 from oat_edge.evaluation.outcome import Outcome
@@ -52,19 +53,19 @@ def measured_of(measuring: Measuring, artifact: Artifact) -> Measured:
     samples, throughput_ips, spans, memory = {}, {}, {}, {}
     for batch in config.batches:
         where = {"file": file, "batch": batch}
-        throughput = results.last("throughput", **where)
-        if throughput is not None:
-            warm_ups = [warm_up_from_json(one) for one in results.of("warm_up", **where)]
+        parts = rounds_of(results, file, batch)
+        if len(parts) >= config.rounds:
             samples[batch] = LatencySamples.of(
                 f"{file} batch {batch}",
                 parts_of(results, file, batch),
-                warm_ups,
-                (results.last("facts", **where) or facts)["num_lambdas"],
+                _warm_ups(results, file, batch),
+                facts["num_lambdas"],
             )
+            states = (state_in(one) for one in parts.values())
+            spans[batch] = tuple(state for state in states if state is not None)
+        throughput = results.last("throughput", **where)
+        if throughput is not None:
             throughput_ips[batch] = throughput["ips"]
-            spans[batch] = tuple(
-                state for one in results.of("part", **where) if (state := state_in(one)) is not None
-            )
             for text in throughput["remarks"]:
                 remarks.setdefault(text if text in remarks else f"throughput_ips: {text}")
         if (cost := results.last("memory", **where)) is not None:
@@ -103,17 +104,40 @@ def measured_of(measuring: Measuring, artifact: Artifact) -> Measured:
     )
 
 
+def _warm_ups(results: Results, file: str, batch: int) -> list[WarmUp]:
+    """Those that something was measured after: a process that was lost before is left out."""
+    found, newest = [], None
+    for record in results.records:
+        if (record.get("file"), record.get("batch")) != (file, batch):
+            continue
+        if record["kind"] == "warm_up":
+            newest = warm_up_from_json(record)
+        elif record["kind"] == "part" and newest is not None:
+            found.append(newest)
+            newest = None
+    return found
+
+
 def state_in(record: Mapping[str, Any] | None) -> SpanState | None:
     """What the machine was like, as a record has it."""
     return None if record is None else schema.load(SpanState, record["state"], "state")
 
 
+def _load(session: Mapping[str, Any]) -> str:
+    load = session["environment"]["load_average"]
+    return "unknown" if load is None else f"{load[0]:.1f}"
+
+
 def sessions_told(results: Results) -> tuple[str, ...]:
     """Figures of one report that were not measured in one go."""
     told = []
-    if len(results.sessions) > 1:
-        times = ", ".join(results.sessions)
-        told.append(f"sessions: the bench was resumed; its cells were measured in runs of {times}")
+    runs = results.sessions()
+    if len(runs) > 1:
+        times = ", ".join(f"{one['timestamp_utc']} (load {_load(one)})" for one in runs)
+        told.append(
+            f"sessions: the bench was resumed; its cells were measured in runs of {times}; the "
+            "environment is that of the first"
+        )
     if results.last("split") is not None:
         told.append(
             "turns: memory does not hold all files at once; they took turns in groups, one group "

@@ -19,7 +19,9 @@ from oat_edge.runtime.artifacts import ENGINES
 from oat_edge.runtime.child import ChildFailedError
 from oat_edge.runtime.worker import Event, Worker
 
-Kind = Literal["engine", "latency", "accuracy", "memory", "layers"]
+Kind = Literal["engine", "latency", "throughput", "accuracy", "memory", "layers"]
+LATENCY: Literal["latency"] = "latency"
+THROUGHPUT: Literal["throughput"] = "throughput"
 PROCESS = "oat_edge.bench.cell_process"
 # Only for estimates of the time left: what starting a process and opening a file costs.
 OPEN_GUESS_S = 1.0
@@ -40,16 +42,26 @@ class Cell:
         batch = "" if self.batch is None else f" batch {self.batch}"
         return f"{self.kind} {self.artifact.file}{batch}"
 
+    @property
+    def where(self) -> tuple[str, int | None]:
+        """File and batch."""
+        return self.artifact.file, self.batch
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """The same, as records have it."""
+        return {"file": self.artifact.file, "batch": self.batch}
+
 
 def plan(
     artifacts: Sequence[Artifact], config: BenchConfig, *, with_packs: bool
 ) -> tuple[Cell, ...]:
-    """All cells, in the order in which they end. A latency cell measures throughput too."""
+    """All cells. Latency and throughput of a file and batch share a process."""
     pairs = [(artifact, batch) for artifact in artifacts for batch in config.batches]
     knobs = [artifact for artifact in artifacts if artifact.pinned_lambda is None]
     return (
         *(Cell("engine", artifact) for artifact in artifacts if artifact.format in ENGINES),
-        *(Cell("latency", artifact, batch) for artifact, batch in pairs),
+        *(Cell(kind, *pair) for pair in pairs for kind in (LATENCY, THROUGHPUT)),
         *(Cell("accuracy", artifact) for artifact in artifacts if with_packs),
         *(Cell("memory", artifact, batch) for artifact, batch in pairs),
         *(Cell("layers", artifact) for artifact in knobs if config.profile),
@@ -58,9 +70,11 @@ def plan(
 
 def seconds(cell: Cell, config: BenchConfig) -> float:
     """About how long a cell takes, as far as that is known beforehand."""
-    if cell.kind == "latency":
-        latency_s = 2 * config.warmup_min_s + config.min_seconds + config.rounds * config.rewarm_s
-        return OPEN_GUESS_S + latency_s + config.warmup_min_s + config.throughput_seconds
+    if cell.kind == LATENCY:
+        warm_s = 2 * config.warmup_min_s + config.rounds * config.rewarm_s
+        return OPEN_GUESS_S + warm_s + config.min_seconds
+    if cell.kind == THROUGHPUT:  # in the process of the latency
+        return config.warmup_min_s + config.throughput_seconds
     return OPEN_GUESS_S
 
 
@@ -93,27 +107,37 @@ class Opener:
 
 
 class LatencyCell:
-    """A latency cell with its process: a `turns.Source`, and what else only it can tell."""
+    """A cell's process for latency and throughput: a `turns.Source`, and what else it can tell.
+
+    Raises what opening raises.
+    """
 
     def __init__(self, cell: Cell, opener: Opener) -> None:
         self.cell = cell
         self.name = f"{cell.artifact.file} batch {cell.batch}"
+        self._config = opener.config
         self._silence_s = opener.config.timeout_s
         self._worker = opener.start(cell, "network")
         try:
-            self.num_lambdas: int = self.facts()["num_lambdas"]
+            self.facts = self.ask_facts()
         except BaseException:
             self.close()
             raise
+        self.num_lambdas: int = self.facts["num_lambdas"]
 
-    def facts(self) -> dict[str, Any]:
+    def ask_facts(self) -> dict[str, Any]:
         """Back end, precision, versions, remarks, nodes."""
         found: dict[str, Any] = self._ask({"do": "facts"})
         return found
 
     def warm_up(self) -> WarmUp:
         """Run until it is warm."""
-        return warm_up_from_json(self._ask({"do": "warm_up"}))
+        warm = warm_up_from_json(self._ask({"do": "warm_up"}))
+        # A turn tells nothing until it is over, which would disturb it: what it needs is allowed.
+        turn_s = self._config.min_iterations / self._config.rounds * warm.median_s
+        turn_s = max(turn_s, self._config.min_seconds / self._config.rounds, self._config.rewarm_s)
+        self._silence_s = self._config.timeout_s + 5 * turn_s
+        return warm
 
     def part(self, first: int) -> Part:
         """Have a turn."""

@@ -77,13 +77,14 @@ def findings(report: Report) -> Iterator[Finding]:
 
 
 def _failed(at: Measurement, row: Row, report: Report) -> Iterator[Finding]:
-    """Its latency, its memory, its file's accuracies: each is measured in a process of its own."""
+    """Its latency, its throughput, its memory, its file's accuracies: each can fail by itself."""
     file, batch = at
     reasons: dict[str, str] = {}
     if row.status == "failed":
         found = [match[1] for text in row.warnings if (match := FAILED.match(text))]
         reasons[next(iter(found), "it was not measured")] = ""
     for what, cell in (
+        ("throughput", f"throughput {file} batch {batch}"),
         ("memory", f"memory {file} batch {batch}"),
         ("accuracy", f"accuracy {file}"),
     ):
@@ -93,7 +94,7 @@ def _failed(at: Measurement, row: Row, report: Report) -> Iterator[Finding]:
         remedy = "`oat-edge bench --resume` tries again"
         if "out of memory" in reason or "memory runs out" in reason:
             remedy = f"smaller batches or a narrower width, or end other programs; {remedy}"
-        elif "said nothing" in reason:
+        elif "said nothing" in reason or "took over" in reason:
             remedy = f"{remedy}, --timeout SECONDS waits longer"
         covers = tuple(
             text

@@ -20,7 +20,7 @@ from oat_edge.bundle import Artifact, Bundle
 from oat_edge.errors import DependencyError
 from oat_edge.require import require
 from oat_edge.runtime import open_artifact
-from oat_edge.runtime.child import ChildFailedError, call_child
+from oat_edge.runtime.child import call_child
 from oat_edge.runtime.cuda import memory_used_mb
 from oat_edge.runtime.ort_session import load_library
 from oat_edge.runtime.recipe import LIBRARIES
@@ -55,6 +55,7 @@ def measure_memory(
     """Open `artifact` in a child and run the batches in growing order (1 MB is 10^6 bytes).
 
     A batch's figure thus includes what smaller ones left allocated, which it would need anyway.
+    Raises `ChildFailedError` if the child fails.
     """
     request = {
         "bundle": str(bundle.path),
@@ -66,17 +67,7 @@ def measure_memory(
         "sysroot": str(sysroot),
     }
     on_gpu = device != "cpu"
-    try:
-        found = call_child(f"{__name__}:child", request, timeout_s=timeout_s)
-    except ChildFailedError as error:
-        unknown = dict.fromkeys(batches)
-        reason = str(error)
-        return MemoryCost(
-            added_mb=unknown,
-            reason=reason,
-            gpu_added_mb=dict(unknown) if on_gpu else None,
-            gpu_reason=reason if on_gpu else None,
-        )
+    found = call_child(f"{__name__}:child", request, timeout_s=timeout_s)
     added_mb = _added(batches, found["resident_mb"])
     gpu_added_mb = _added(batches, found["gpu_mb"]) if on_gpu else None
     gpu_reason = found["gpu_reason"]

@@ -11,14 +11,16 @@ from typing import Any
 from oat_edge.bench.cells import Cell, plan, seconds
 from oat_edge.bench.config import BenchConfig
 from oat_edge.bench.inputs import check_device, check_lambdas, files_to_measure, fit_batches
+from oat_edge.bench.key import asked_key, with_threads
 from oat_edge.bench.latency import Progress
-from oat_edge.bench.measuring import measured
 from oat_edge.bench.report import Report, save_report
 from oat_edge.bench.results import Results
 from oat_edge.bench.run import bench_bundle
+from oat_edge.bench.side_by_side import measured
 from oat_edge.bundle import Bundle
 from oat_edge.config import from_json
 from oat_edge.device.control import held, restore_leftover
+from oat_edge.device.one_bench import one_bench_at_a_time
 from oat_edge.device.system import System
 from oat_edge.errors import InputError
 from oat_edge.operating_point import parse_list
@@ -96,41 +98,47 @@ def run_request(
     system, config = request.system, request.config
     check_device(config.device, on_gpu=config.on_gpu, system=system)
     config, widths = _choose(request, bundle, say)
-    restore_leftover(system, say)
-    with held(
-        system,
-        lock_clocks=request.lock_clocks,
-        power_mode=request.power_mode,
-        on_gpu=config.on_gpu,
-        say=say,
-    ) as settings:
-        report, samples = bench_bundle(
-            bundle,
-            config,
-            widths=widths,
-            lambdas=_lambdas(request, bundle),
-            results=folder / RESULTS,
-            resume=request.resume,
-            system=system,
-            progress=progress,
+    # Alone first: another bench is neither to see settings change, nor to be described by them.
+    with one_bench_at_a_time(say):
+        restore_leftover(system, say)
+        with held(
+            system,
+            lock_clocks=request.lock_clocks,
+            power_mode=request.power_mode,
+            on_gpu=config.on_gpu,
             say=say,
-        )
-    report = dataclasses.replace(report, settings={**report.settings, "held": settings})
+        ) as settings:
+            report, samples = bench_bundle(
+                bundle,
+                config,
+                widths=widths,
+                lambdas=_lambdas(request, bundle),
+                results=folder / RESULTS,
+                resume=request.resume,
+                system=system,
+                held=settings,
+                progress=progress,
+                say=say,
+            )
     return save_report(report, samples, folder / REPORT)
 
 
 def plan_request(
     request: BenchRequest, bundle: Bundle, *, folder: Path | None = None, say: Say = silent
 ) -> tuple[Planned, ...]:
-    """The cells that `run_request` would measure; nothing is opened, no device is needed."""
+    """The cells that `run_request` would measure; nothing is opened, no device is needed.
+
+    Raises `InputError` for what cannot be resumed with these settings.
+    """
     config, widths = _choose(request, bundle, say)
     check_lambdas(bundle, _lambdas(request, bundle))
-    cells = plan(
-        files_to_measure(bundle, widths, config),
-        config,
-        with_packs=bool(bundle.of_format("attacks")),
-    )
-    results = Results.peek((folder or bundle.path) / RESULTS) if request.resume else None
+    config, lambdas = with_threads(config), _lambdas(request, bundle)
+    artifacts = files_to_measure(bundle, widths, config)
+    cells = plan(artifacts, config, with_packs=bool(bundle.of_format("attacks")))
+    results = None
+    if request.resume:
+        key = asked_key(bundle, artifacts, config, lambdas)
+        results = Results.peek((folder or bundle.path) / RESULTS, key)
     return tuple(
         Planned(
             cell, seconds(cell, config), results is not None and measured(results, cell, config)

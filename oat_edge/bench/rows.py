@@ -117,8 +117,11 @@ class _Timing:
             self.warnings = [f"latency_ms, throughput_ips, energy_mj: {reason}"]
             self._tell_memory(figure, batch)
             return
+        if batch not in figure.throughput_ips:
+            reason = figure.why_not("throughput", batch) or "it was not measured"
+            self.warnings.append(f"throughput_ips: {reason}")
         self.latency_ms = LatencyMs.from_ns(samples.latency_ns)
-        self.warnings = self.latency_ms.warnings()
+        self.warnings += self.latency_ms.warnings()
         if not samples.warmup_agreed:
             self.warnings.append(
                 f"warm-up: window medians did not agree within {config.agree:.0%} "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +32,21 @@ from oat_edge.bench.inputs import (
     files_to_measure,
     load_packs,
 )
+from oat_edge.bench.key import asked_key, machine_key, with_threads
 from oat_edge.bench.latency import LatencySamples, Progress
 from oat_edge.bench.measuring import Measuring
 from oat_edge.bench.report import NOT_SAVED, BundleId, Report
 from oat_edge.bench.requests import num_workers
 from oat_edge.bench.results import Results
 from oat_edge.bench.rows import make_rows
-from oat_edge.bench.throughput import available_cores
-from oat_edge.bundle import Artifact, Bundle
+from oat_edge.bundle import Bundle
 from oat_edge.device.monitor import Monitor
+from oat_edge.device.state import MonitorFacts
 from oat_edge.device.system import System
 from oat_edge.errors import InputError
-from oat_edge.evaluation.pack_set import PackSet
-from oat_edge.files import cache_dir, exclusive_lock
 from oat_edge.runtime.engines import Say, silent
 
-# What decides how long and how closely is looked, not what is found.
-NOT_IN_KEY = ("timeout_s", "idle_seconds", "monitor_hz")
+NOT_WATCHED = "a recorded tree is described, and the machine that ran was not watched"
 
 
 def bench_bundle(
@@ -60,6 +58,7 @@ def bench_bundle(
     results: Path | None = None,
     resume: bool = False,
     system: System | None = None,
+    held: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     say: Say = silent,
 ) -> tuple[Report, tuple[LatencySamples, ...]]:
@@ -68,7 +67,8 @@ def bench_bundle(
     lambdas: a row each, for files that take λ as an input (latency is measured over all knots
     whatever is asked for); a file with a pinned λ gets its one row. results: where finished cells
     are kept (results.jsonl); None keeps them only while this runs. resume: do not repeat what is
-    there. system: the machine; a recorded one is only described. say: told of engines that are
+    there. system: the machine; a recorded one is only described. held: settings of the machine
+    that were set for this bench (`oat_edge.device.control.held`). say: told of engines that are
     built first, and of what has to be tried again. Returns the report and the raw latency samples,
     for `save_report`.
     Raises `DependencyError` (device), `InputError` (bundle, widths, λ, batches, packs), and what
@@ -77,8 +77,7 @@ def bench_bundle(
     """
     system = system or System()
     check_device(config.device, on_gpu=config.on_gpu, system=system)
-    # Said, not left to the back end: a latency without its threads is no figure.
-    config = dataclasses.replace(config, threads=config.threads or available_cores())
+    config = with_threads(config)
     check_lambdas(bundle, lambdas)
     artifacts = files_to_measure(bundle, widths, config)
     check_libraries(bundle, artifacts, device=config.runner_device)
@@ -88,27 +87,48 @@ def bench_bundle(
     packs = load_packs(bundle, config.attacks)
     images, image_source = bench_images(bundle, packs, config.batches, seed=config.seed)
     environment = collect(system=system, device=config.device)
-    with _scratch(images) as (scratch, images_file), _alone(say):
-        kept = Results.open(
-            results or scratch / "results.jsonl",
-            _key(bundle, artifacts, packs, config, lambdas, environment),
-            resume=resume,
+    with (
+        _scratch(images) as (scratch, images_file),
+        Monitor(
+            # What a recorded tree holds was not measured here: nothing is watched.
+            System(scratch / "nothing") if system.recorded else system,
+            on_gpu=config.on_gpu,
+            rate_hz=config.monitor_hz,
+        ) as monitor,
+    ):
+        key = {
+            **asked_key(bundle, artifacts, config, lambdas),
+            **machine_key(environment, monitor.facts(), held or {}),
+        }
+        file = results or scratch / "results.jsonl"
+        if resume and not file.exists():
+            say(f"nothing to resume in {file.parent}: measuring anew")
+        session = {"environment": schema.dump(environment)}
+        kept = Results.open(file, key, resume=resume, session=session)
+        measuring = Measuring(
+            bundle=bundle,
+            artifacts=artifacts,
+            packs=packs,
+            lambdas=lambdas,
+            config=config,
+            opener=Opener(bundle, config, images_file),
+            results=kept,
+            monitor=monitor,
+            progress=progress,
+            say=say,
         )
-        with Monitor(system, on_gpu=config.on_gpu, rate_hz=config.monitor_hz) as monitor:
-            measuring = Measuring(
-                bundle=bundle,
-                artifacts=artifacts,
-                packs=packs,
-                lambdas=lambdas,
-                config=config,
-                opener=Opener(bundle, config, images_file),
-                results=kept,
-                monitor=monitor,
-                progress=progress,
-                say=say,
-            )
-            measuring.run()
-            watched = monitor.facts()
+        num_before = len(kept.sessions())
+        measuring.run()
+        watched = monitor.facts()
+        if system.recorded:
+            watched = dataclasses.replace(watched, reason=NOT_WATCHED)
+        if len(kept.sessions()) > num_before:
+            kept.add({"kind": "monitor", "facts": schema.dump(watched)})
+    if (record := kept.last("monitor")) is not None:
+        watched = schema.load(MonitorFacts, record["facts"], "monitor")
+    runs = kept.sessions()
+    if runs:
+        environment = schema.load(Environment, runs[0]["environment"], "environment")
     measured = [measured_of(measuring, artifact) for artifact in artifacts]
     idle = state_in(kept.last("idle"))
     figures = [one.figures for one in measured]
@@ -126,7 +146,8 @@ def bench_bundle(
             "images": image_source,
             "attacks": attack_settings(packs, config),
             "nodes": {one.figures.artifact.file: one.nodes for one in measured if one.nodes},
-            "sessions": kept.sessions,
+            "sessions": [one["timestamp_utc"] for one in runs],
+            "held": dict(held or {}),
         },
         bundle=BundleId(run=bundle.run, checkpoint_sha256=bundle.checkpoint_sha256),
         rows=rows,
@@ -153,51 +174,15 @@ def bench_bundle(
 @contextmanager
 def _scratch(images: Mapping[int, Any]) -> Iterator[tuple[Path, Path]]:
     """A folder of this bench's own, and in it the images that all cells are shown."""
-    with tempfile.TemporaryDirectory(prefix="oat-edge-bench-") as name:
-        file = Path(name) / "images.npz"
-        np.savez(file, **{str(batch): array for batch, array in images.items()})
-        yield Path(name), file
-
-
-@contextmanager
-def _alone(say: Say) -> Iterator[None]:
-    """Benches of one user take turns: two at once would measure each other."""
-    lock = exclusive_lock(
-        cache_dir() / "bench",
-        waiting=lambda: say("waiting for another bench on this machine to end"),
-    )
-    try:
-        lock.__enter__()
-    except InputError as error:
-        say(f"{error}; another bench at the same time would go unnoticed")
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.__exit__(None, None, None)
-
-
-def _key(
-    bundle: Bundle,
-    artifacts: Sequence[Artifact],
-    packs: PackSet | None,
-    config: BenchConfig,
-    lambdas: Sequence[float],
-    environment: Environment,
-) -> dict[str, Any]:
-    """What must be the same for finished cells to count."""
-    settings = {k: v for k, v in config.to_json().items() if k not in NOT_IN_KEY}
-    attacks = bundle.of_format("attacks") if packs is not None else ()
-    value: dict[str, Any] = schema.dump(
-        {
-            "checkpoint": bundle.checkpoint_sha256,
-            "files": {artifact.file: artifact.sha256 for artifact in (*artifacts, *attacks)},
-            "settings": settings,
-            "lambdas": list(lambdas),
-            "device": environment.device,
-            "libraries": environment.library_versions,
-            "power_mode": environment.power_mode,
-        }
-    )
-    return value
+    with ExitStack() as stack:
+        try:
+            made = tempfile.TemporaryDirectory(prefix="oat-edge-bench-")
+            folder = Path(stack.enter_context(made))
+            file = folder / "images.npz"
+            np.savez(file, **{str(batch): array for batch, array in images.items()})
+        except OSError as error:
+            raise InputError(
+                f"cannot write {tempfile.gettempdir()} ({error.strerror}): make room, or name "
+                "another place with TMPDIR"
+            ) from error
+        yield folder, file

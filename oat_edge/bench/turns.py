@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from oat_edge.bench.config import BenchConfig
 from oat_edge.bench.latency import (
@@ -19,6 +20,7 @@ from oat_edge.bench.latency import (
 from oat_edge.errors import OatEdgeError
 from oat_edge.runtime.child import ChildFailedError
 
+T = TypeVar("T")
 Failure = OatEdgeError | ChildFailedError
 
 
@@ -58,38 +60,37 @@ def take_turns(
     left = [source for source in sources if len(parts[source.name]) < config.rounds]
     out: set[str] = set()
 
-    def attempt(source: Source, work: Callable[[], None], label: str) -> None:
+    def attempt(source: Source, work: Callable[[], T], label: str) -> T | None:
         if source.name in out:
-            return
+            return None
         if progress is not None:
             done_s = (clock() - start_ns) / NS
             todo = [one.name for one in left if one.name not in out]
             left_s = sum(_seconds_left(warm.get(name), len(parts[name]), config) for name in todo)
             progress(done_s, done_s + left_s, f"{label} {source.name}")
         try:
-            work()
+            return work()
         except (OatEdgeError, ChildFailedError) as error:
             if failed is None:
                 raise
             out.add(source.name)
             failed(source.name, error)
-
-    def warm_up(source: Source) -> None:
-        warm[source.name] = source.warm_up()
-
-    def have_turn(source: Source, turn: int) -> None:
-        recorded = parts[source.name]
-        part = source.part(sum(len(one.latency_ns) for one in recorded))
-        keep(source.name, turn, part)
-        recorded.append(part)
+            return None
 
     for source in left:
-        attempt(source, lambda source=source: warm_up(source), "warm-up")  # type: ignore[misc]
+        warmed = attempt(source, source.warm_up, "warm-up")
+        if warmed is not None:
+            warm[source.name] = warmed
     for turn in range(config.rounds):
         for source in left:
-            if len(parts[source.name]) <= turn:
-                work = lambda source=source, turn=turn: have_turn(source, turn)  # noqa: E731
-                attempt(source, work, "latency")
+            recorded = parts[source.name]
+            if len(recorded) > turn:
+                continue
+            first = sum(len(one.latency_ns) for one in recorded)
+            part = attempt(source, functools.partial(source.part, first), "latency")
+            if part is not None:
+                keep(source.name, turn, part)
+                recorded.append(part)
     if progress is not None:
         done_s = (clock() - start_ns) / NS
         progress(done_s, done_s, "latency")

@@ -1,7 +1,8 @@
 """Clocks and power mode, held for a bench on request and put back however it ends.
 
 What a setting was is on disk before it is changed.  A process that could not put it back (kill -9,
-a power cut) leaves that file, and the next bench puts it back.
+a power cut) leaves that file, and the next bench of root puts it back.  The settings are the
+machine's, and so is the file: it does not lie in a user's folder.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from types import FrameType
 from typing import Any
 
 from oat_edge.device.jetson import is_jetson
-from oat_edge.device.settings import RESTORE, lock_clocks, set_power_mode
+from oat_edge.device.machine_files import make_state_dir, state_dir
+from oat_edge.device.record import Changed
+from oat_edge.device.settings import lock_clocks, set_power_mode
 from oat_edge.device.system import System
 from oat_edge.errors import DependencyError, InputError
-from oat_edge.files import cache_dir, exclusive_lock, read_json, write_json
+from oat_edge.files import exclusive_lock
 
 Say = Callable[[str], object]
 
-# A new one at each start of the machine.
-BOOT_ID = "proc/sys/kernel/random/boot_id"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -43,12 +44,10 @@ def held(
         yield {}
         return
     _check(system, power_mode)
-    folder = _folder()
+    folder = make_state_dir()
     with _alone(folder), _ending_signals() as signals:
-        left = _Changed.load(system, folder)
-        if left is not None:
-            left.restore(say)
-        changed = _Changed(system, folder)
+        changed = Changed.load(system, folder)
+        changed.restore(say)  # what then is still in it is put back with the rest
         try:
             done = _set(changed, lock=lock_clocks, power_mode=power_mode, on_gpu=on_gpu)
             say(f"set for this bench: {', '.join(done.values())}")
@@ -61,78 +60,29 @@ def held(
 
 def restore_leftover(system: System, say: Say) -> None:
     """Put back what a bench that was killed has left; nothing while another one holds it."""
-    folder = _folder()
-    if system.recorded or not _record(folder).exists():
+    if system.recorded:
         return
+    left = Changed.load(system, state_dir())
     if os.geteuid() != 0:
-        say(
-            "clocks or the power mode were changed by a bench that still runs or was killed: if "
-            "none runs, bench once with sudo, which puts them back"
-        )
+        if left.before:
+            say(
+                "clocks or the power mode were changed by a bench that still runs or was killed; "
+                f"before: {', '.join(left.was.values())}; if none runs, bench once with sudo, "
+                "which puts them back"
+            )
+        return
+    if not left.path.exists():
         return
     try:
-        with _alone(folder):
-            left = _Changed.load(system, folder)
-            if left is not None:
+        with _alone(make_state_dir()):
+            left = Changed.load(system, state_dir())  # as it is now that nobody else changes it
+            if left.before:
                 say(f"putting back what a killed bench has left: {', '.join(left.was.values())}")
-                left.restore(say)
+            left.restore(say)
     except _BusyError:
         return  # the bench that holds it lives, and puts it back itself
-
-
-class _Changed:
-    """What changed settings were before: the same here and on disk."""
-
-    def __init__(self, system: System, folder: Path) -> None:
-        self.system, self.folder = system, folder
-        self.before: dict[str, Any] = {}
-        self.was: dict[str, str] = {}
-        """The same in words."""
-
-    @classmethod
-    def load(cls, system: System, folder: Path) -> _Changed | None:
-        """What is on disk; None if that is nothing, or nothing that must be put back."""
-        path, left = _record(folder), cls(system, folder)
-        if not path.exists():
-            return None
-        try:
-            state = read_json(path, what="record of settings", remedy="delete it")
-            left.before, left.was = dict(state["before"]), dict(state["was"])
-            same_start = state["boot_id"] == system.read(BOOT_ID)
-        except (InputError, KeyError, TypeError, ValueError):
-            same_start = False
-        # Clocks and governors are fresh after a start; the power mode outlives it.
-        kept = RESTORE if same_start else ("power_mode",)
-        left.before = {name: left.before[name] for name in kept if name in left.before}
-        left.was = {name: left.was.get(name, name) for name in left.before}
-        if not left.before:
-            path.unlink(missing_ok=True)
-            return None
-        return left
-
-    def will(self, name: str, before: Any, *, was: str) -> None:
-        """Note what a setting is, before it is changed."""
-        self.before[name], self.was[name] = before, was
-        self._save()
-
-    def restore(self, say: Say) -> None:
-        """Put everything back, last change first; what fails is said, and stays on disk."""
-        for name in [name for name in reversed(RESTORE) if name in self.before]:
-            try:
-                RESTORE[name](self.system, self.before[name])
-            except (OSError, DependencyError) as error:
-                say(f"not put back: {self.was[name]} ({error}); the next bench tries again")
-            else:
-                del self.before[name]
-                self._save()
-
-    def _save(self) -> None:
-        path = _record(self.folder)
-        if self.before:
-            boot_id = self.system.read(BOOT_ID)
-            write_json(path, {"boot_id": boot_id, "before": self.before, "was": self.was})
-        else:
-            path.unlink(missing_ok=True)
+    except DependencyError as error:
+        say(f"what a killed bench has left is not put back: {error}")
 
 
 def _check(system: System, power_mode: str | None) -> None:
@@ -150,13 +100,19 @@ def _check(system: System, power_mode: str | None) -> None:
         )
 
 
-def _set(changed: _Changed, *, lock: bool, power_mode: str | None, on_gpu: bool) -> dict[str, str]:
+def _set(changed: Changed, *, lock: bool, power_mode: str | None, on_gpu: bool) -> dict[str, str]:
     done = {}
     # The mode first: it decides how high the clocks can be.
     if power_mode is not None:
         done["power_mode"] = set_power_mode(changed.system, power_mode, changed.will)
     if lock:
-        done["clocks"] = lock_clocks(changed.system, changed.folder, changed.will, on_gpu=on_gpu)
+        done["clocks"] = lock_clocks(
+            changed.system,
+            changed.path.parent,
+            changed.will,
+            on_gpu=on_gpu,
+            keep_stored="clocks" in changed.before,
+        )
     return done
 
 
@@ -230,11 +186,3 @@ def _ending_signals() -> Iterator[_Signals]:
             os.kill(os.getpid(), again)
     if ended is not None:  # the signal's own handler let the process live
         raise SystemExit(128 + ended)
-
-
-def _folder() -> Path:
-    return cache_dir() / "control"
-
-
-def _record(folder: Path) -> Path:
-    return folder / "before.json"

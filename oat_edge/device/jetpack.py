@@ -14,7 +14,7 @@ from oat_edge.device.system import System
 JETPACKS = (
     ((39, 3), None),  # newer than what is known here
     ((39, 2, 1), "7.2.x"),
-    ((39, 2, 0), "7.2"),
+    ((39, 2), "7.2"),
     ((39, 0), "7.2 EA"),
     ((38, 4), "7.1"),
     ((38, 2), "7.0"),

@@ -94,7 +94,7 @@ def detect(system: System) -> Jetson | None:
     """What this Jetson is; None on any other machine."""
     if not is_jetson(system):
         return None
-    model, soc = board_name(system), _soc(system)
+    model, soc = board_name(system), soc_of(system)
     installed = software(system)
     looked = _Look(system)
     if model is None:
@@ -124,7 +124,7 @@ def is_jetson(system: System) -> bool:
     """Whether this is one, as far as it shows."""
     release = system.read("proc/sys/kernel/osrelease") or system.run("uname", "-r") or ""
     tegra = release.endswith("-tegra") and system.read("etc/nv_tegra_release") is not None
-    return tegra or _soc(system) in SOCS or "Jetson" in (board_name(system) or "")
+    return tegra or soc_of(system) in SOCS or "Jetson" in (board_name(system) or "")
 
 
 def gpu_devfreq(system: System) -> str | None:
@@ -133,7 +133,8 @@ def gpu_devfreq(system: System) -> str | None:
     return next((f for f in folders if GPU_DEVFREQ.fullmatch(f.rpartition("/")[2])), None)
 
 
-def _soc(system: System) -> str | None:
+def soc_of(system: System) -> str | None:
+    """Name of the Tegra chip, such as "tegra264"; None on other machines."""
     for folder in ("proc/device-tree", "sys/firmware/devicetree/base"):
         compatible = (system.read(f"{folder}/compatible") or "").split("\0")
         for name in compatible:

@@ -6,6 +6,7 @@ are named by time.perf_counter_ns(), which is one clock for all processes of a m
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from bisect import bisect_left, bisect_right
@@ -17,15 +18,20 @@ import numpy as np
 from oat_edge.device.energy import mean_of_joules, mean_of_watts
 from oat_edge.device.jetson import is_jetson
 from oat_edge.device.power import GpuBoard, NvmlSource, PowerSource, power_source
-from oat_edge.device.sensors import Moment, Sensors, highest, ranges, rose
+from oat_edge.device.sensors import Moment, Sensors, clocks, highest, range_of, rose
 from oat_edge.device.state import MonitorFacts, SpanState
 from oat_edge.device.system import System
 from oat_edge.errors import DependencyError
 
 HERE = System()
 NS = 1_000_000_000
-# Temperatures and the cores' clocks change slowly, and there are many of them.
+# Temperatures change slowly, and there are many of them.
 SLOW_HZ = 4.0
+# The clock of a CPU that runs the networks is read twice as often as the rest: parts of --quick
+# last 0.25 s and need 6 readings or more (clock_drop.py).
+CORES_RATE = 2
+# With more than 64 cores less often.
+CORE_READINGS_PER_S = 64 * 40
 # A counter that stands still for a while tells when it is renewed only as exactly as it is read.
 COUNTER_READINGS = 5
 # A counter's value before and after a span is looked for so far around it.
@@ -48,11 +54,13 @@ class Monitor:
         self.source, self.reason = power_source(system, on_gpu=on_gpu)
         self.rate_hz = rate_hz
         self._sensors = Sensors(system, _board(system, self.source) if on_gpu else None)
+        self._parts, self._cores_every = self._plan(on_gpu=on_gpu)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="oat-edge monitor", daemon=True)
         self._power = _Track[float]()
         self._quick = _Track[Moment]()
+        self._cores = _Track[Moment]()
         self._slow = _Track[Moment]()
         self._last_step_ns = 0
         self._num_readings = 0
@@ -88,19 +96,23 @@ class Monitor:
         self._wait_for(end_ns)
         with self._lock:
             quick = self._quick.within(start_ns, end_ns, slack_ns=int(2 * NS / self.rate_hz))
+            slack_ns = int(2 * NS / self.rate_hz / self._parts * self._cores_every)
+            cores = self._cores.within(start_ns, end_ns, slack_ns=slack_ns)
             slow = self._slow.within(start_ns, end_ns, slack_ns=int(2 * NS / SLOW_HZ))
             # Only one of them has counts.
             counts = [*self._quick.around(start_ns, end_ns), *self._slow.around(start_ns, end_ns)]
         mean_w, num = self._mean_power(start_ns, end_ns)
-        moments = [*quick, *slow]
+        moments = [*quick, *cores, *slow]
+        read = clocks(moments)
         active = [reason for moment in moments for reason in moment.active]
         return SpanState(
             seconds=(end_ns - start_ns) / NS,
             mean_w=mean_w,
             power_readings=num,
-            clocks_mhz=ranges(moments),
+            clocks_mhz={name: range_of(values) for name, values in read.items()},
             temperatures_c=highest(moments),
             throttled=tuple(dict.fromkeys([*active, *rose(counts)])),
+            clock_readings={name: len(values) for name, values in read.items()},
         )
 
     def facts(self) -> MonitorFacts:
@@ -120,21 +132,41 @@ class Monitor:
             reads=(*(source.reads if source else ()), *self._sensors.reads),
         )
 
+    def _plan(self, *, on_gpu: bool) -> tuple[int, int]:
+        """Into how many ticks a period of the readings is divided; ticks per look at the cores."""
+        counter = self.source is not None and self.source.counter
+        parts = COUNTER_READINGS if counter else 1 if on_gpu else CORES_RATE
+        ticks_hz, num = self.rate_hz * parts, max(1, self._sensors.num_cores)
+        cores_hz = SLOW_HZ if on_gpu else CORES_RATE * self.rate_hz
+        cores_hz = min(cores_hz, CORE_READINGS_PER_S / num)
+        return parts, max(1, math.ceil(ticks_hz / cores_hz - 1e-9))
+
     def _run(self) -> None:
+        try:
+            self._read_on()
+        finally:
+            self._sensors.close()
+
+    def _read_on(self) -> None:
         cpu_start_s = time.thread_time()
-        parts = COUNTER_READINGS if self.source is not None and self.source.counter else 1
-        every = max(1, round(self.rate_hz / SLOW_HZ)) * parts
+        counter = self.source is not None and self.source.counter
+        parts = self._parts
+        slow_every = max(1, round(self.rate_hz / SLOW_HZ)) * parts
         period_s = 1 / self.rate_hz / parts
         due_s, tick = time.perf_counter(), 0
         while not self._stop.is_set():
-            self._read_power()
-            if tick % parts == 0:
+            full = tick % parts == 0
+            if counter or full:
+                self._read_power()
+            if full:
                 self._put(self._quick, self._sensors.quick())
-            if tick % every == 0:
+            if tick % self._cores_every == 0:
+                self._put(self._cores, self._sensors.cores())
+            if tick % slow_every == 0:
                 self._put(self._slow, self._sensors.slow())
             tick += 1
             with self._lock:
-                self._num_readings = tick
+                self._num_readings += counter or full
                 self._seen_ns = time.perf_counter_ns()
                 self._cpu_s = time.thread_time() - cpu_start_s
             # Readings that take longer than the period come less often; the thread still rests.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from oat_edge.device.jetson import soc_of
 from oat_edge.device.system import System
 
 DEVICES = "sys/bus/i2c/devices"
@@ -68,13 +69,17 @@ def find_rails(system: System) -> tuple[Rail, ...]:
     USB-C supplies (ucsi-source-psy-*) tell what was negotiated, not what is drawn: not looked at.
     """
     rails: list[Rail] = []
-    for name in system.glob(f"{DEVICES}/*/name"):
-        chip = system.read(name) or ""
-        for folder in system.glob(f"{name.removesuffix('/name')}/hwmon/hwmon*"):
+    chips = [(name, system.read(name) or "") for name in system.glob(f"{DEVICES}/*/name")]
+    # Thor's one INA238 has no label; any other chip without one may measure anything.
+    is_input = soc_of(system) == "tegra264" and sum(INA238 in chip for _, chip in chips) == 1
+    for name, chip in chips:
+        device = name.removesuffix("/name")
+        unnamed = "VIN" if is_input else f"{INA238} {device.rpartition('/')[2]}"
+        for folder in system.glob(f"{device}/hwmon/hwmon*"):
             if INA3221 in chip:
                 rails += _ina3221(system, folder)
             elif INA238 in chip:
-                rails += _ina238(system, folder)
+                rails += _ina238(system, folder, unnamed=unnamed)
     return tuple(rails)
 
 
@@ -83,6 +88,12 @@ def total_of(rails: tuple[Rail, ...]) -> tuple[Total | None, str | None]:
     by_label = {rail.label: rail for rail in rails}
     for labels, covers in TOTALS:
         if all(label in by_label for label in labels):
+            twice = [name for name in labels if sum(rail.label == name for rail in rails) > 1]
+            if twice:
+                return None, (
+                    f"two rails are called {twice[0]}, expected one, so that the board's total is "
+                    "not known; please report the board"
+                )
             chosen = tuple(by_label[label] for label in labels)
             if covers == BOARD:
                 return Total(rails=chosen, scope=f"board input: {labels[0]}, {covers}"), None
@@ -108,13 +119,13 @@ def _ina3221(system: System, folder: str) -> list[Rail]:
     return rails
 
 
-def _ina238(system: System, folder: str) -> list[Rail]:
+def _ina238(system: System, folder: str, *, unnamed: str) -> list[Rail]:
     power = f"{folder}/power1_input"
     if system.number(power) is None:
         return []
-    # The chip has one channel; drivers name it, if at all, in one of these. Thor's is the input.
+    # The chip has one channel; drivers name it, if at all, in one of these.
     labels = (system.read(f"{folder}/{name}") for name in ("power1_label", "in1_label", "label"))
-    label = next((label for label in labels if label), "VIN")
+    label = next((label for label in labels if label), unnamed)
     return [_rail(system, folder, label=label, chip=INA238, factors=(power,))]
 
 

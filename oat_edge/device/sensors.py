@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from oat_edge.device.jetson import gpu_devfreq
+from oat_edge.device.kept_open import KeptOpen
 from oat_edge.device.power import GpuBoard
 from oat_edge.device.state import Range, median
 from oat_edge.device.system import System
@@ -48,24 +49,32 @@ class Moment:
 
 
 class Sensors:
-    """What can be read of one machine.  `quick` is a file or a call or two, `slow` is the rest."""
+    """What can be read of one machine.
+
+    `quick` is a file or a call or two, `cores` a file per core, `slow` is the rest.
+    """
 
     def __init__(self, system: System, board: GpuBoard | None) -> None:
         self._system, self._board = system, board
         folder = gpu_devfreq(system)
         self._gpu = None if folder is None else f"{folder}/cur_freq"
         self._emc = next(iter(_readable(system, [EMC_CLOCK])), None)
-        self._cores = _readable(system, system.glob(CPU_CLOCKS))
+        self._cores = KeptOpen(system, _readable(system, system.glob(CPU_CLOCKS)))
         self._zones = _zones(system)
         self._counters = _counters(system)
         self._few = sum(map(len, self._counters.values())) <= FEW_FILES
-        files = [self._gpu, self._emc, *self._cores, *self._zones.values()]
+        files = [self._gpu, self._emc, *self._cores.names, *self._zones.values()]
         files += [name for names in self._counters.values() for name in names]
         calls = [] if board is None else [
             "nvmlDeviceGetClockInfo", "nvmlDeviceGetCurrentClocksEventReasons",
             "nvmlDeviceGetTemperature",
         ]  # fmt: skip
         self.reads = (*_patterns([name for name in files if name is not None]), *calls)
+
+    @property
+    def num_cores(self) -> int:
+        """Of those whose clock can be read."""
+        return len(self._cores.names)
 
     def quick(self) -> Moment:
         """Clocks of GPU and memory, what holds them down, few counters of such events."""
@@ -80,13 +89,18 @@ class Sensors:
             active = _ask(self._board.throttled) or ()
         return Moment(clocks, {}, active, self._counts() if self._few else {})
 
-    def slow(self) -> Moment:
-        """Clock of the fastest core, temperatures, many counters of throttling."""
+    def cores(self) -> Moment:
+        """Clock of the fastest core: the others may be idle."""
         clocks: dict[str, float] = {}
-        cores = (self._system.number(name) for name in self._cores)
-        _put(
-            clocks, "cpu", max((clock for clock in cores if clock is not None), default=None), 1e-3
-        )
+        _put(clocks, "cpu", max(self._cores.numbers(), default=None), 1e-3)
+        return Moment(clocks, {})
+
+    def close(self) -> None:
+        """Free what is kept open between readings."""
+        self._cores.close()
+
+    def slow(self) -> Moment:
+        """Temperatures, many counters of throttling."""
         temperatures: dict[str, float] = {}
         for sensor, name in self._zones.items():
             # A zone that is switched off answers EAGAIN.
@@ -94,7 +108,7 @@ class Sensors:
         if self._board is not None:
             _put(temperatures, "gpu", _ask(self._board.temperature_c))
         warm = {name: value for name, value in temperatures.items() if value > COLDEST_C}
-        return Moment(clocks, warm, counts={} if self._few else self._counts())
+        return Moment({}, warm, counts={} if self._few else self._counts())
 
     def _counts(self) -> dict[str, float]:
         counts: dict[str, float] = {}
@@ -106,16 +120,18 @@ class Sensors:
         return counts
 
 
-def ranges(moments: Sequence[Moment]) -> dict[str, Range]:
-    """Of each clock."""
+def clocks(moments: Sequence[Moment]) -> dict[str, list[float]]:
+    """Readings of each clock."""
     clocks: dict[str, list[float]] = {}
     for moment in moments:
         for name, clock in moment.clocks_mhz.items():
             clocks.setdefault(name, []).append(clock)
-    return {
-        name: Range(min=min(values), median=median(values), max=max(values))
-        for name, values in clocks.items()
-    }
+    return clocks
+
+
+def range_of(values: Sequence[float]) -> Range:
+    """Of one clock's readings."""
+    return Range(min=min(values), median=median(values), max=max(values))
 
 
 def highest(moments: Sequence[Moment]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from oat_edge.device.system import System
 from oat_edge.errors import DependencyError, InputError
 
 GOVERNORS = "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"
+GPU_CLOCKS_WERE = "GPU clocks, free or fixed (nvidia-smi does not tell which), then set free"
 TIMEOUT_S = 60
 
 
@@ -50,26 +51,30 @@ def set_power_mode(system: System, wanted: str, will: Will) -> str:
     return f"power mode {name}"
 
 
-def lock_clocks(system: System, folder: Path, will: Will, *, on_gpu: bool) -> str:
+def lock_clocks(
+    system: System, folder: Path, will: Will, *, on_gpu: bool, keep_stored: bool = False
+) -> str:
     """Fix the clocks of the processor that runs, on a Jetson of all; gives it in words.
 
-    folder: for what jetson_clocks stores.
+    folder: for what jetson_clocks stores. keep_stored: an earlier bench stored it there and could
+    not put it back, so the clocks are not as they were now.
     """
     if is_jetson(system):
         stored = folder / "jetson_clocks.conf"
-        # jetson_clocks asks whether it may overwrite a file that is there.
-        stored.unlink(missing_ok=True)
-        run_tool("jetson_clocks", "--store", str(stored))
-        will("clocks", str(stored), was="clocks as jetson_clocks stored them")
+        if not keep_stored:
+            # jetson_clocks asks whether it may overwrite a file that is there.
+            stored.unlink(missing_ok=True)
+            run_tool("jetson_clocks", "--store", str(stored))
+            will("clocks", str(stored), was="clocks as jetson_clocks stored them")
         run_tool("jetson_clocks")
         return "clocks fixed at the highest of the power mode (jetson_clocks)"
     if on_gpu:
         gpu = bus_id()
-        mhz = _gpu_clock_mhz(gpu)
-        # nvidia-smi does not tell whether they were fixed before.
-        will("gpu_clocks", gpu, was="GPU clocks as the driver chooses them")
+        mhz, words = _gpu_clock_mhz(gpu)
+        # NVML sets and resets locked clocks but has no call that reads them (nvml.h, CUDA 13).
+        will("gpu_clocks", {gpu: "free"}, was=GPU_CLOCKS_WERE)
         run_tool("nvidia-smi", "-i", gpu, "-lgc", f"{mhz},{mhz}")
-        return f"GPU clock fixed at {mhz} MHz (nvidia-smi)"
+        return f"GPU clock fixed at {mhz} MHz, {words} (nvidia-smi)"
     files = {name: text for name in system.glob(GOVERNORS) if (text := system.read(name))}
     if not files:
         raise DependencyError(
@@ -121,12 +126,16 @@ def _restore_power_mode(system: System, number: int) -> None:
 
 
 def _restore_clocks(system: System, stored: str) -> None:
+    # It is removed when they are back; a full disk may have kept the record from saying so.
+    if not Path(stored).exists():
+        return
     run_tool("jetson_clocks", "--restore", stored)
     Path(stored).unlink(missing_ok=True)
 
 
-def _restore_gpu_clocks(system: System, gpu: str) -> None:
-    run_tool("nvidia-smi", "-i", gpu, "-rgc")
+def _restore_gpu_clocks(system: System, gpus: dict[str, str]) -> None:
+    for gpu in gpus:
+        run_tool("nvidia-smi", "-i", gpu, "-rgc")
 
 
 def _write_governors(system: System, governors: dict[str, str]) -> None:
@@ -179,11 +188,21 @@ def _mode_text(number: int, modes: dict[int, str]) -> str:
     return f"{modes[number]} ({number})" if number in modes else str(number)
 
 
-def _gpu_clock_mhz(gpu: str) -> int:
-    """What the GPU holds for long, where it says so, else its highest clock."""
+def _gpu_clock_mhz(gpu: str) -> tuple[int, str]:
+    """The highest clock that the GPU holds for long, where it says so, else its highest.
+
+    The default application clock is that one: boost clocks above it last only while power and
+    temperature allow, and a clock that gives way is not fixed.  Also which of them it is.
+    """
     query = "--query-gpu=clocks.default_applications.graphics,clocks.max.graphics"
     told = run_tool("nvidia-smi", "-i", gpu, query, "--format=csv,noheader,nounits")
-    found = re.search(r"\d+", told)
-    if found is None:
+    held, highest = (
+        int(found.group()) if (found := re.search(r"\d+", text)) else None
+        for text in (told.partition(",")[0], told.partition(",")[2])
+    )
+    if held is not None and held != highest:
+        at_most = f" of at most {highest} MHz" if highest is not None else ""
+        return held, f"its default application clock{at_most}"
+    if highest is None:
         raise DependencyError(f"nvidia-smi tells no clock ('{told}'): leave out --lock-clocks")
-    return int(found.group())
+    return highest, "its highest"

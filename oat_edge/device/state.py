@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from oat_edge.device.clock_drop import READINGS, Clock, find_drop, gather
 
 # Fewer independent readings than this are no measurement of power.
 MIN_READINGS = 10
-# A part whose clock is below this share of another's ran on another machine, so to speak.
-CLOCK_DROP = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +35,8 @@ class SpanState:
     """Highest of each sensor."""
     throttled: tuple[str, ...]
     """What held the clocks down, or counters of such events that rose."""
+    clock_readings: dict[str, int] = field(default_factory=dict)
+    """How many are behind each of `clocks_mhz`; empty in files from before this was counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +84,8 @@ class State:
     temperature_c: float | None
     """Highest."""
     throttled: tuple[str, ...]
+    clock_note: str | None = None
+    """Why it is not known whether the clock changed between the parts; None: that is known."""
 
 
 def power_of(
@@ -124,17 +128,22 @@ def state_of(spans: Sequence[SpanState], *, on_gpu: bool) -> tuple[State, tuple[
     clocks = [span.clocks_mhz[name] for span in spans if name in span.clocks_mhz]
     throttled = tuple(dict.fromkeys(reason for span in spans for reason in span.throttled))
     warnings = [f"throttled: {reason}; cool the board, or lower its clocks" for reason in throttled]
-    if clocks:
-        low, high = (pick(clock.median for clock in clocks) for pick in (min, max))
-        if low < CLOCK_DROP * high:
-            warnings.append(
-                f"clocks: {_drop(clocks, text, low, high)} during the measurement; fix the clocks "
-                "with --lock-clocks, or cool the board"
-            )
+    parts = _parts(spans, name)
+    gathered = gather(parts)
+    note = _too_few(parts, text) if len(parts) > 1 and len(gathered) < 2 else None
+    drop = find_drop(gathered) if len(gathered) > 1 else None
+    if drop is not None:
+        first, last = drop
+        warnings.append(
+            f"clocks: the {text} {'rose' if first < last else 'fell'} from {first:.0f} to "
+            f"{last:.0f} MHz during the measurement; fix the clocks with --lock-clocks, or cool "
+            "the board"
+        )
     state = State(
         clock_mhz=_join(clocks) if clocks else None,
         temperature_c=_temperature(spans, name),
         throttled=throttled,
+        clock_note=note,
     )
     return state, tuple(warnings)
 
@@ -160,11 +169,19 @@ def _too_short(spans: Sequence[SpanState], facts: MonitorFacts) -> str:
     )
 
 
-def _drop(clocks: Sequence[Range], text: str, low: float, high: float) -> str:
-    medians = [clock.median for clock in clocks]
-    rose = medians.index(low) < medians.index(high)
-    first, last = (low, high) if rose else (high, low)
-    return f"the {text} {'rose' if rose else 'fell'} from {first:.0f} to {last:.0f} MHz"
+def _parts(spans: Sequence[SpanState], name: str) -> list[Clock]:
+    return [
+        Clock(clock.min, clock.median, clock.max, span.clock_readings.get(name, READINGS))
+        for span in spans
+        if (clock := span.clocks_mhz.get(name)) is not None
+    ]
+
+
+def _too_few(parts: Sequence[Clock], text: str) -> str:
+    return (
+        f"{sum(part.num for part in parts)} readings of the {text}'s clock in {len(parts)} parts, "
+        f"{READINGS} each are needed to tell whether it changed: measure longer, without --quick"
+    )
 
 
 def _join(clocks: Sequence[Range]) -> Range:

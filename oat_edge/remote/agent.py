@@ -24,7 +24,7 @@ from oat_edge.files import atomic_path, cache_dir, exclusive_lock
 from oat_edge.remote.engines import check_name, device_keys, files_of, is_name
 from oat_edge.remote.install import installed_extras
 from oat_edge.remote.jobs import Jobs, read_piece
-from oat_edge.remote.store import Store, check_sha256
+from oat_edge.remote.store import Store, check_sha256, mark_used
 from oat_edge.remote.wheel import code_digest
 from oat_edge.remote.wire import MAGIC, Stream, error_to_json, pack
 from oat_edge.runtime.engines import kept_folder
@@ -40,6 +40,7 @@ def main() -> None:
     os.dup2(2, 1)
     # On a line of its own, whatever a start-up file has printed.
     send_all(answers, b"\n" + MAGIC + pack(hello()))
+    mark_used(Path(sys.prefix))
     stream = Stream(lambda: os.read(0, 1 << 18))
     agent = Agent()
     with contextlib.suppress(EOFError, BrokenPipeError):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
-import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,19 @@ from oat_edge.bench.report import Report
 from oat_edge.bench.request import BenchRequest
 from oat_edge.bundle import MANIFEST, Bundle
 from oat_edge.errors import DependencyError, InputError
-from oat_edge.files import atomic_path, sha256_file, write_json
+from oat_edge.files import sha256_file
 from oat_edge.remote.client import NotInstalledError, Session
-from oat_edge.remote.engines import SUFFIXES, engines_for, is_name
+from oat_edge.remote.engines import SUFFIXES, engines_for, formats_of
+from oat_edge.remote.fetch import fetch
 from oat_edge.remote.install import extras_of
 from oat_edge.remote.jobs import job_name
 from oat_edge.remote.ssh import StoppedError
 from oat_edge.remote.wire import CHUNK, error_from_json
-from oat_edge.runtime.artifacts import ENGINES
-from oat_edge.runtime.engines import SHIPPED, Say
+from oat_edge.runtime.engines import Say
 
 WAIT_S = 10.0
 # A job that dies so often dies of what it does, not of a device that was switched off.
 MOST_STARTS = 3
-REPORT = "report.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +73,10 @@ def bench_there(
     connect(session, request, bootstrap=bootstrap, say=say)
     sent, here, num_bytes = send_missing(session, parcel.paths, say)
     say(f"sent {sent} files, {megabytes(num_bytes)}; {here} were there")
-    send_engines(session, bundle, say)
+    keys = ask_keys(session, bundle)
+    send_engines(session, bundle, name, keys, say)
     job = run_job(session, parcel, request, progress, say)
-    report = fetch(session, job, parcel, bundle, name)
+    report = fetch(session, job, parcel.names, bundle, name, keys)
     # What did not fail need not be measured again: `--resume` goes on there.
     session.call("done", job=job, keep=bool(report.failures))
     return report
@@ -128,23 +127,33 @@ def send_missing(session: Session, paths: dict[str, Path], say: Say) -> tuple[in
     return len(missing), len(paths) - len(missing), num_bytes
 
 
-def send_engines(session: Session, bundle: Bundle, say: Say) -> None:
-    """Send engines in the bundle that were built for just such a device, unless it has them."""
-    formats = {artifact.format for artifact in bundle.artifacts} & set(ENGINES)
-    if not formats or not any((bundle.path / SHIPPED).glob("*.json")):
+def ask_keys(session: Session, bundle: Bundle) -> list[str]:
+    """What the device's engines for a bundle are built for; none for a bundle without engines."""
+    formats = formats_of(bundle)
+    if not formats:
+        return []
+    keys = session.call("keys", formats=formats)[0]["keys"]
+    return [key for key in keys if isinstance(key, str)]
+
+
+def send_engines(
+    session: Session, bundle: Bundle, name: str, keys: Sequence[str], say: Say
+) -> None:
+    """Send back the engines in the bundle that the device `name` has built, unless it has them."""
+    facts = {path.name: path for path in engines_for(bundle, name, keys)}
+    if not facts:
         return
-    keys = session.call("keys", formats=sorted(formats))[0]["keys"]
-    facts = {path.name: path for path in engines_for(bundle, keys)}
-    missing = session.call("engines", names=list(facts))[0]["missing"]
-    for name in missing:
+    there = session.call("engines", names=list(facts))[0]["missing"]
+    missing = [path for file, path in facts.items() if file in there]
+    for one in missing:
         for suffix in SUFFIXES:
-            path = facts[name].with_suffix(suffix)
+            path = one.with_suffix(suffix)
             if path.is_file():
                 sha256 = sha256_file(path)
                 send_missing(session, {sha256: path}, say)
                 session.call("engine", name=path.name, sha256=sha256)
     if missing:
-        say(f"sent {len(missing)} engines that were built for such a device")
+        say(f"sent {len(missing)} engines that it had built before")
 
 
 def run_job(
@@ -159,7 +168,7 @@ def run_job(
     try:
         answer, _ = session.call("start", **fields)
         if answer["state"] != "none":
-            say(_found(answer["state"], answer["started"]))
+            say(_found(answer["state"], answer["started"], resume=request.resume))
         end = _follow(session, job, fields, progress, say)
     except StoppedError:
         stop(session, job, say)
@@ -199,13 +208,16 @@ def _follow(
             starts += 1
 
 
-def _found(state: str, started_s: float) -> str:
+def _found(state: str, started_s: float, *, resume: bool) -> str:
     """In which state a job was found, in words."""
     then, now = time.localtime(started_s), time.localtime()
     clock = time.strftime("%H:%M" if then[:3] == now[:3] else "%Y-%m-%d %H:%M", then)
+    if state == "old":
+        anew = "going on with what it has" if resume else "measuring anew"
+        return f"the bench of {clock} is too old: {anew}"
     words = {
         "running": "still running",
-        "finished": "finished meanwhile",
+        "finished": "finished meanwhile; the next command measures anew",
         "died": "ended by something; it goes on with what it has",
     }
     return f"found the bench of {clock}, {words[state]}"
@@ -224,56 +236,6 @@ def stop(session: Session, job: str, say: Say) -> None:
             say("it has not stopped yet")
 
 
-def fetch(session: Session, job: str, parcel: Parcel, bundle: Bundle, name: str) -> Report:
-    """Bring the result into the bundle: the report last, so that it is there only when all is."""
-    engines = any(artifact.format in ENGINES for artifact in bundle.artifacts)
-    answer, _ = session.call("files", job=job, engines=engines, files=parcel.names)
-    listed = {file["name"]: file for file in sorted(answer["files"], key=_facts_last)}
-    for file in listed.values():
-        path = bundle.path / local_name(file["name"], name)
-        here = path.is_file() and sha256_file(path) == file["sha256"]
-        if file["name"] != REPORT and not here:
-            fetch_file(session, job, file, path)
-    if REPORT not in listed:
-        raise InputError(f"{session.host} has no report of the bench: run again")
-    with tempfile.TemporaryDirectory() as folder:
-        fetch_file(session, job, listed[REPORT], Path(folder) / REPORT)
-        report = Report.load(Path(folder) / REPORT)
-    samples = report.samples_file and local_name(report.samples_file, name)
-    report = dataclasses.replace(report, samples_file=samples)
-    write_json(bundle.path / local_name(REPORT, name), report.to_json())
-    return report
-
-
-def fetch_file(session: Session, job: str, file: dict[str, Any], path: Path) -> None:
-    """One file, whole or not at all; after a lost connection it goes on where it was."""
-    with atomic_path(path) as temporary:
-        with temporary.open("wb") as out:
-            while out.tell() < file["size"]:
-                _, data = session.call("get", job=job, name=file["name"], offset=out.tell())
-                if not data:
-                    break
-                out.write(data)
-        if sha256_file(temporary) != file["sha256"]:
-            raise InputError(f"{file['name']} from {session.host} arrived damaged: run again")
-
-
-def local_name(file: str, name: str) -> str:
-    """Where a file of the result lies in the bundle: "report-orin.json", "engines/…"."""
-    if is_name(file):
-        return f"{SHIPPED}/{file}"
-    if Path(file).name != file or file.startswith("."):
-        raise InputError(f"got file {file!r:.80}, expected a plain file name")
-    stem, _, rest = file.partition(".")
-    first, _, more = stem.partition("-")
-    return f"{first}-{name}{f'-{more}' if more else ''}.{rest}"
-
-
 def megabytes(size: int) -> str:
     """A size for people."""
     return f"{size / 1e6:.1f} MB" if size >= 50_000 or not size else f"{size / 1e3:.1f} kB"
-
-
-def _facts_last(file: dict[str, Any]) -> bool:
-    """Without its facts an engine does not count: they come after it."""
-    return str(file["name"]).endswith(".json")

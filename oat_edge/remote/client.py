@@ -18,7 +18,7 @@ from oat_edge.errors import DependencyError, InputError
 from oat_edge.remote import install
 from oat_edge.remote.ssh import ANSWER_S, SSH_FAILED, Channel, Host, LostError, explain
 from oat_edge.remote.wheel import build_wheel, code_digest, env_name, wheel_name
-from oat_edge.remote.wire import Stream, WireError, error_from_json, pack
+from oat_edge.remote.wire import Stream, WireError, error_from_json, pack, plain
 from oat_edge.runtime.engines import Say, silent
 
 T = TypeVar("T")
@@ -27,7 +27,8 @@ PATIENCE_S = 600.0
 STOP_PATIENCE_S = 20.0
 # pip on a small device, with a slow network.
 INSTALL_S = 3600.0
-LONGEST_PAUSE_S = 30.0
+# Shorter than what the device takes for "gone" (jobs.CLIENT_S), together with ConnectTimeout.
+LONGEST_PAUSE_S = 10.0
 TOO_OLD, NO_PACKAGE, NO_PROGRAM, NO_COMMAND = 96, 97, 126, 127
 DEFAULT_PYTHON = "python3"
 
@@ -199,6 +200,7 @@ class Session:
         try:
             self._channel.send(pack(fields, payload))
             answer, data = self._stream.message()
+            answer = plain(answer)
         except (EOFError, OSError, WireError) as error:
             raise self._lost(self._channel, error) from error
         if "error" in answer:
@@ -213,8 +215,8 @@ class Session:
         try:
             self._stream = Stream(channel.receive)
             channel.send(send)
-            return channel, self._stream.greeting()
-        except (EOFError, OSError, ValueError) as error:
+            return channel, plain(self._stream.greeting())
+        except (EOFError, OSError) as error:
             failure = self._failed(channel, error)
             channel.close()
             raise failure from error

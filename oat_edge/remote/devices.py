@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from oat_edge.bench.config import DeviceName
 from oat_edge.errors import DependencyError, InputError
-from oat_edge.files import write_bytes
+from oat_edge.files import exclusive_lock, write_bytes
 from oat_edge.remote.client import check_python
 from oat_edge.remote.ssh import Host, check_host
 from oat_edge.require import require
@@ -82,42 +84,56 @@ def load_devices(path: Path | None = None) -> dict[str, Device]:
 
 def add_device(device: Device, path: Path | None = None) -> bool:
     """Add a device, or replace the one of its name. Returns whether there was one."""
-    path = path or devices_file()
-    document = _read(path)
-    _tables(document, path)
-    tomlkit = require("tomlkit", purpose=PURPOSE)
-    if "devices" not in document:
-        document["devices"] = tomlkit.table(is_super_table=True)
-    there = device.name in document["devices"]
-    table = document["devices"][device.name] if there else tomlkit.table()
-    for key, value in device.to_json().items():
-        if key == "name":
-            continue
-        if value is not None:
-            table[key] = value
-        elif key in table:
-            del table[key]
-    if not there:
-        document["devices"][device.name] = table
-    write_bytes(path, tomlkit.dumps(document).encode())
+    with _changing(path or devices_file()) as document:
+        tomlkit = require("tomlkit", purpose=PURPOSE)
+        if "devices" not in document:
+            document["devices"] = tomlkit.table(is_super_table=True)
+        there = device.name in document["devices"]
+        table = document["devices"][device.name] if there else tomlkit.table()
+        for key, value in device.to_json().items():
+            if key == "name":
+                continue
+            if value is not None:
+                table[key] = value
+            elif key in table:
+                del table[key]
+        if not there:
+            document["devices"][device.name] = table
     return there
 
 
 def remove_device(name: str, path: Path | None = None) -> None:
     """Remove a device; `InputError` if there is none of this name."""
     path = path or devices_file()
-    document = _read(path)
-    tables = _tables(document, path)
-    if name not in tables:
-        raise InputError(f"there is no device {name!r:.80}: {known(tuple(tables))}")
-    del document["devices"][name]
-    write_bytes(path, require("tomlkit", purpose=PURPOSE).dumps(document).encode())
+    _check_there(name, _tables(_read(path), path))  # before a folder is made for nothing
+    with _changing(path) as document:
+        _check_there(name, document.get("devices", {}))
+        del document["devices"][name]
 
 
 def known(names: tuple[str, ...]) -> str:
     """What there is, and how to add to it."""
     have = f"there are {', '.join(names)}" if names else "none is named yet"
     return f"{have} (add one with `oat-edge devices add NAME user@host`)"
+
+
+@contextmanager
+def _changing(path: Path) -> Iterator[Any]:
+    """The document, to be changed by one command at a time; written back at the end.
+
+    The file may be a link into a folder of settings: it stays one.
+    """
+    with exclusive_lock(path.parent):
+        document = _read(path)
+        _tables(document, path)
+        yield document
+        text = require("tomlkit", purpose=PURPOSE).dumps(document)
+        write_bytes(path.resolve(), text.encode())
+
+
+def _check_there(name: str, tables: dict[str, Any]) -> None:
+    if name not in tables:
+        raise InputError(f"there is no device {name!r:.80}: {known(tuple(tables))}")
 
 
 def _read(path: Path) -> Any:

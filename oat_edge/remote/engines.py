@@ -1,14 +1,17 @@
-"""Engines that travel: built on a device once, kept in the bundle, sent to devices of the kind.
+"""Engines that travel: built on a device once, kept in the bundle, sent back to that device.
 
-In a bundle they lie in `engines/` under the names that they have in a device's cache, where a
-name stands for network, recipe, library and device.
+In a bundle they lie in `engines/DEVICE/` under the names that they have in the device's cache,
+where a name stands for network, recipe, library and kind of device. An engine is executable code:
+what one device has sent goes to no other, and is never loaded here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from oat_edge.bundle import Bundle
 from oat_edge.errors import DependencyError, InputError
@@ -16,7 +19,6 @@ from oat_edge.files import read_json, sha256_file
 from oat_edge.runtime.artifacts import ENGINES
 from oat_edge.runtime.child import ChildFailedError, call_child
 from oat_edge.runtime.engines import (
-    SHIPPED,
     build_target,
     engine_name,
     kept_folder,
@@ -24,6 +26,8 @@ from oat_edge.runtime.engines import (
     source_of,
 )
 
+# Folder of a bundle, with a folder for each device.
+SHIPPED = "engines"
 # The facts come last: without them an engine does not count.
 SUFFIXES = (".engine", ".log", ".json")
 
@@ -51,24 +55,31 @@ def find_keys(formats: Sequence[str]) -> list[str]:
     return keys
 
 
+def formats_of(bundle: Bundle) -> list[str]:
+    """Formats of a bundle's engines, sorted."""
+    return sorted({artifact.format for artifact in bundle.artifacts} & set(ENGINES))
+
+
+def names_for(bundle: Bundle, keys: Sequence[str]) -> list[str]:
+    """Names, without suffix, of the engines that devices of these keys can build for a bundle."""
+    names = set()
+    for artifact in bundle.artifacts:
+        if artifact.format in ENGINES:
+            with contextlib.suppress(InputError):  # an entry that nothing can be built from
+                source, recipe = source_of(bundle, artifact), recipe_of(artifact)
+                names |= {engine_name(source.sha256, recipe, key) for key in keys}
+    return sorted(names)
+
+
 def names_of(bundle_path: str) -> list[str]:
     """Names, without suffix, that this bundle's engines have in the cache of this machine."""
     bundle = Bundle.open(bundle_path)
-    names = []
-    for artifact in bundle.artifacts:
-        if artifact.format in ENGINES:
-            try:
-                target = build_target(artifact.format)
-            except DependencyError:
-                continue
-            source = source_of(bundle, artifact)
-            names.append(engine_name(source.sha256, recipe_of(artifact), target))
-    return names
+    return names_for(bundle, find_keys(formats_of(bundle)))
 
 
 def files_of(bundle: Bundle) -> dict[str, Path]:
     """Files of this machine's kept engines that belong to a bundle, by name."""
-    if not any(artifact.format in ENGINES for artifact in bundle.artifacts):
+    if not formats_of(bundle):
         return {}
     try:
         names = call_child("oat_edge.remote.engines:names_of", str(bundle.path))
@@ -78,17 +89,18 @@ def files_of(bundle: Bundle) -> dict[str, Path]:
     return {path.name: path for path in paths if path.is_file()}
 
 
-def engines_for(bundle: Bundle, keys: Sequence[str]) -> list[Path]:
-    """Whole engines in a bundle's `engines/` that were built for one of these devices."""
+def engines_for(bundle: Bundle, device: str, keys: Sequence[str]) -> list[Path]:
+    """Facts of the whole engines that the device of this name has built, if it is still such."""
     found = []
-    for facts in sorted((bundle.path / SHIPPED).glob("*.json")):
+    for name in names_for(bundle, keys):
+        facts = bundle.path / SHIPPED / device / f"{name}.json"
         try:
-            value = read_json(facts, what="engine", remedy="")
+            value: dict[str, Any] = read_json(facts, what="engine", remedy="")
             engine = facts.with_suffix(".engine")
             if value.get("device_key") in keys and sha256_file(engine) == value.get("sha256"):
                 found.append(facts)
         except (InputError, OSError):
-            continue  # damaged: it is built again
+            continue  # none, or damaged: it is built again
     return found
 
 

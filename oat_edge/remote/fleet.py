@@ -67,10 +67,14 @@ class FleetResult:
         return {"schema": SCHEMA, "targets": [one.to_json() for one in self.results]}
 
     def save(self, folder: Path) -> Path | None:
-        """Write report-fleet.json if there is more than one target; its path."""
-        if len(self.results) < 2:
-            return None
+        """Write report-fleet.json if there is more than one target; its path.
+
+        None: it was not written. One that is there is not replaced by errors alone.
+        """
         path = folder / FLEET_FILE
+        failed = all(one.report is None for one in self.results)
+        if len(self.results) < 2 or (failed and path.exists()):
+            return None
         write_json(path, self.to_json())
         return path
 
@@ -181,7 +185,8 @@ def bench_on(
 
 def request_for(target: Target, request: BenchRequest) -> BenchRequest:
     """The request for what a target is."""
-    config: Any = dataclasses.replace(request.config, device=target.device)  # type: ignore[arg-type]
+    device: Any = target.device
+    config = dataclasses.replace(request.config, device=device)
     return dataclasses.replace(request, config=config)
 
 

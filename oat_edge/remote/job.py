@@ -24,10 +24,12 @@ EVENT_S = 0.5
 def main() -> None:
     """Run the job in the folder sys.argv[1]; the file descriptor sys.argv[2] is its lock."""
     folder = Path(sys.argv[1])
-    os.set_inheritable(int(sys.argv[2]), False)  # the lock must not outlive this process
+    lock = int(sys.argv[2])
+    os.set_inheritable(lock, False)  # the lock must not outlive this process
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _leave)
     try:
+        os.write(lock, str(os.getpid()).encode())  # from now on it can be stopped
         bench(folder)
         end: dict[str, Any] = {"ok": True}
     except OatEdgeError as error:

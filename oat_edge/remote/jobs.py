@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -27,14 +28,19 @@ from oat_edge.files import exclusive_lock, read_json, sha256_file, write_json
 from oat_edge.remote.wheel import code_digest
 from oat_edge.remote.wire import CHUNK
 
-State = Literal["none", "running", "finished", "died"]
+State = Literal["none", "running", "finished", "died", "old"]
 
 # Files of a job's folder.
-JOB, ALIVE, EVENTS, END, OUTPUT, RESULT = (
-    "job.json", "alive", "events.jsonl", "end.json", "output.txt", "result",
+JOB, ALIVE, EVENTS, END, OUTPUT, RESULT, COLLECTED = (
+    "job.json", "alive", "events.jsonl", "end.json", "output.txt", "result", "collected",
 )  # fmt: skip
-# A client that follows asks at least so often; one that has not for longer is gone.
-CLIENT_S = 60.0
+# A client that follows asks at least every 10 s (oat_edge.remote.bench.WAIT_S); one that has not
+# for so long is gone.
+CLIENT_S = 25.0
+DAY_S = 86400.0
+# A result that nobody collected for longer is not what a new command asks for.
+FRESH_S = DAY_S
+KEEP_S = 30 * DAY_S
 # Looking more often would disturb what is being measured.
 LOOK_S = 0.5
 STOP_S = 60.0
@@ -51,37 +57,35 @@ class Jobs:
     client: str
 
     def start(self, request: dict[str, Any], bundle: Path, manifest: str) -> dict[str, Any]:
-        """Start the job, unless it is there and was not collected.
+        """Start the job, unless it is there and nobody has collected it.
 
         Returns its name, the state it was found in, and when it was first started. One that died
         (the device was switched off) is started again and goes on with what it has measured; so
-        does one that was interrupted, if the request says `resume`.
+        does one that was interrupted, if the request says `resume`. "old": it has waited for a
+        day, and is done anew.
         """
         name = job_name(request, manifest)
-        folder = self.root / name
         with exclusive_lock(self.root):
-            state = self.state(name)
-            if state == "none":
-                if not request.get("resume"):
-                    shutil.rmtree(folder, ignore_errors=True)
-                (folder / RESULT).mkdir(parents=True, exist_ok=True)
-                job = {"request": request, "bundle": str(bundle), "started": time.time()}
-            else:
+            self._clean()
+            folder = self._folder(name)
+            aside = folder != self.root / name  # this client asks again for what it has followed
+            state = _state(folder) if aside else _found(folder)
+            job: dict[str, Any] = {"started": time.time()}
+            if state != "none":
                 job = read_json(folder / JOB, what="job", remedy="run again")
+            started = job["started"]
+            if state in ("none", "old"):
+                self._clear(folder, resume=bool(request.get("resume")))
+                job = {"request": request, "bundle": str(bundle), "started": time.time()}
             self._touch(name)
-            if state in ("none", "died"):
+            if state in ("none", "old", "died"):
                 write_json(folder / JOB, {**job, "resume": state == "died"})
                 _spawn(folder)
-        return {"job": name, "state": state, "started": job["started"]}
+        return {"job": name, "state": state, "started": started}
 
     def state(self, name: str) -> State:
         """What has become of a job."""
-        folder = self._folder(name)
-        if not (folder / JOB).is_file():
-            return "none"
-        if _held(folder / ALIVE):
-            return "running"
-        return "finished" if (folder / END).is_file() else "died"
+        return _state(self._folder(name))
 
     def events(self, name: str, offset: int, wait_s: float) -> dict[str, Any]:
         """What has happened since `offset`, as soon as there is anything; at most `wait_s` later.
@@ -125,36 +129,69 @@ class Jobs:
         """Interrupt a job as Ctrl-C does, unless another client follows it; wait for its end."""
         if self.state(name) != "running":
             return {"stopped": True}
-        if self._others(name):
-            return {"stopped": False, "followed": True}
         folder = self._folder(name)
-        pid = int((folder / ALIVE).read_text())
-        until = time.monotonic() + STOP_S
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGINT)
+        if self._others(folder):
+            return {"stopped": False, "followed": True}
+        until, told = time.monotonic() + STOP_S, False
         while self.state(name) == "running" and time.monotonic() < until:
+            # Empty until the process has written it: what was there is of another process.
+            if not told and (pid := (folder / ALIVE).read_text()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(int(pid), signal.SIGINT)
+                told = True
             time.sleep(0.1)
         return {"stopped": self.state(name) != "running", "followed": False}
 
     def done(self, name: str, *, keep: bool) -> None:
-        """This client has what it wanted: remove the job, unless others still follow it.
+        """This client has what it wanted: remove the job, or mark it if others still follow it.
 
-        keep: it gave no report, but what it measured is of use to `--resume`.
+        keep: it gave no report, but what it measured is of use to `--resume`. Either way no later
+        `start` finds it.
         """
-        folder = self._folder(name)
         with exclusive_lock(self.root):
+            folder = self._folder(name)
             (folder / "clients" / self.client).unlink(missing_ok=True)
-            if self.state(name) == "running" or self._others(name):
+            if not folder.is_dir() or _state(folder) == "running":
                 return
-            if keep:
+            if self._others(folder):
+                (folder / COLLECTED).touch()
+            elif keep:
                 (folder / JOB).unlink(missing_ok=True)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def _clear(self, folder: Path, *, resume: bool) -> None:
+        """Make room for a new start; what was measured stays if the start is to go on with it.
+
+        A collected job that others still fetch moves aside, where `_folder` finds it for them.
+        """
+        result = folder / RESULT
+        if folder.is_dir() and self._others(folder):
+            aside = folder.rename(f"{folder}.{secrets.token_hex(8)}")
+            if resume:
+                shutil.copytree(aside / RESULT, result)
+        elif folder.is_dir():
+            for path in folder.iterdir():
+                if path != result or not resume:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        result.mkdir(parents=True, exist_ok=True)
+
+    def _clean(self) -> None:
+        """Remove what nobody has asked for in a month, and what moved aside once it is fetched."""
+        for folder in self.root.glob("*"):
+            if not folder.is_dir() or _held(folder / ALIVE):
+                continue
+            times = (path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+            fetched = "." in folder.name and not (folder / "clients" / self.client).exists()
+            if (fetched and not self._others(folder)) or time.time() - max(times) > KEEP_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _folder(self, name: str) -> Path:
+        """The folder of a job: the one that this client follows, if there are two."""
         if not re.fullmatch("[0-9a-f]{32}", name):
             raise InputError(f"got job {name!r:.80}, expected 32 hex digits")
-        return self.root / name
+        followed = (path.parents[1] for path in self.root.glob(f"{name}.*/clients/{self.client}"))
+        return next(followed, self.root / name)
 
     def _touch(self, name: str) -> None:
         folder = self._folder(name)
@@ -164,9 +201,9 @@ class Jobs:
         path.parent.mkdir(exist_ok=True)
         path.touch()
 
-    def _others(self, name: str) -> list[str]:
+    def _others(self, folder: Path) -> list[str]:
         """Clients that have asked for the job lately, besides this one."""
-        paths = (self._folder(name) / "clients").glob("*")
+        paths = (folder / "clients").glob("*")
         return [
             path.name
             for path in paths
@@ -181,6 +218,25 @@ def job_name(request: dict[str, Any], manifest: str) -> str:
     return hashlib.sha256(what.encode()).hexdigest()[:32]
 
 
+def _state(folder: Path) -> State:
+    """What has become of the job in a folder."""
+    if not (folder / JOB).is_file():
+        return "none"
+    if _held(folder / ALIVE):
+        return "running"
+    return "finished" if (folder / END).is_file() else "died"
+
+
+def _found(folder: Path) -> State:
+    """The same for a new client: no job that was collected, "old" for one that waited too long."""
+    state = _state(folder)
+    if (folder / COLLECTED).exists():
+        return "none"
+    if state == "finished" and time.time() - (folder / END).stat().st_mtime > FRESH_S:
+        return "old"
+    return state
+
+
 def read_piece(path: Path, offset: int) -> bytes:
     """At most CHUNK bytes of a file."""
     with path.open("rb") as file:
@@ -193,7 +249,8 @@ def _spawn(folder: Path) -> None:
     (folder / END).unlink(missing_ok=True)
     with (folder / ALIVE).open("a") as alive, (folder / OUTPUT).open("ab") as output:
         fcntl.flock(alive, fcntl.LOCK_EX)  # passed on to the process: it holds it from the start
-        process = subprocess.Popen(
+        alive.truncate(0)  # the process writes its number there, once it can be interrupted
+        subprocess.Popen(
             [sys.executable, "-c", RUN, str(folder), str(alive.fileno())],
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -202,8 +259,6 @@ def _spawn(folder: Path) -> None:
             start_new_session=True,
             pass_fds=[alive.fileno()],
         )
-        alive.truncate(0)
-        alive.write(str(process.pid))
 
 
 def _held(path: Path) -> bool:

@@ -12,12 +12,12 @@ import re
 import select
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
 
 from oat_edge.errors import DependencyError, InputError
+from oat_edge.remote.wire import plain
 
 # For tests and unusual setups: the file that `ssh -F` reads instead of the user's config.
 CONFIG_VARIABLE = "OAT_EDGE_SSH_CONFIG"
@@ -35,6 +35,8 @@ SSH_FAILED = 255
 NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 # A started agent answers within this time, or the connection counts as lost.
 ANSWER_S = 300.0
+# Of standard error the end is kept: a device may print without end.
+MOST_SAID = 20_000
 
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 _USER = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"
@@ -110,7 +112,7 @@ class Channel:
         self.host = host
         self._answer_s = answer_s
         self._stopping = stopping
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the channel)
+        self._said = bytearray()
         # A socket and no pipe: writing into a broken pipe would end this program (SIGPIPE).
         self._in, stdin = socket.socketpair()
         try:
@@ -118,13 +120,12 @@ class Channel:
                 ssh_command(host, remote),
                 stdin=stdin.fileno(),
                 stdout=subprocess.PIPE,
-                stderr=self._errors,
+                stderr=subprocess.PIPE,
                 bufsize=0,
                 # Ctrl-C is for this program: the connection is still needed to stop the bench.
                 start_new_session=True,
             )
         except FileNotFoundError:
-            self._errors.close()
             self._in.close()
             raise DependencyError(
                 "ssh is not installed, devices are reached with it: apt install openssh-client"
@@ -133,6 +134,8 @@ class Channel:
             stdin.close()
         assert self._process.stdout is not None
         self._out = self._process.stdout
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         self._in.setblocking(False)
 
     def send(self, data: bytes) -> None:
@@ -148,6 +151,15 @@ class Channel:
         self._wait(reading=True)
         return os.read(self._out.fileno(), 1 << 18)
 
+    def _listen(self) -> None:
+        """Take what is said on standard error, so that ssh never waits for a reader."""
+        errors = self._process.stderr
+        assert errors is not None
+        with errors:
+            while data := errors.read(1 << 16):
+                self._said += data
+                del self._said[:-MOST_SAID]
+
     def _wait(self, *, reading: bool) -> None:
         until = time.monotonic() + self._answer_s
         read = [self._out] if reading else []
@@ -161,14 +173,15 @@ class Channel:
             raise StoppedError
 
     def ended(self) -> tuple[int, str]:
-        """After the end of the output: exit code and what was said on standard error."""
+        """After the end of the output: exit code and the end of what was said on standard error."""
         try:
             code = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        self._errors.seek(0)
-        return code, self._errors.read()[-20_000:].decode(errors="replace")
+        self._listener.join(timeout=2)  # not longer: a master connection may hold the pipe open
+        lines = bytes(self._said).decode(errors="replace").splitlines()
+        return code, "\n".join(map(plain, lines))
 
     def close(self) -> None:
         """End the connection; what runs there detached goes on."""
@@ -176,7 +189,6 @@ class Channel:
         self._out.close()
         self._process.terminate()
         self._process.wait()
-        self._errors.close()
 
 
 REFUSALS = (

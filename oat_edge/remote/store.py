@@ -1,4 +1,4 @@
-"""What a device keeps: files by their hash, and bundles made of them.
+"""What a device keeps: files by their hash, bundles made of them, and environments.
 
 Nothing half-written counts: a file is `blobs/<sha256>` only once its hash was right, a bundle is
 one only once its manifest is there, and that comes last. A part of a broken upload is kept so
@@ -8,9 +8,11 @@ that the upload can go on, for a week.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,11 +21,13 @@ from pathlib import Path
 from oat_edge.bundle import MANIFEST, Bundle
 from oat_edge.errors import InputError
 from oat_edge.files import atomic_path, exclusive_lock, sha256_file
+from oat_edge.remote.install import MARKER
 
 PART = ".part"
 DAY_S = 86400.0
 KEEP_PARTS_S = 7 * DAY_S
 KEEP_BUNDLES_S = 30 * DAY_S
+KEEP_ENVIRONMENTS_S = 30 * DAY_S
 
 
 def check_sha256(text: str) -> str:
@@ -106,13 +110,37 @@ class Store:
         return Bundle.open(folder)
 
     def clean(self) -> None:
-        """Remove parts that nobody went on with, and bundles that were not asked for lately."""
+        """Remove parts that nobody went on with, and what else was not asked for lately."""
         self.blobs.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):  # of another command that cleans
             _remove_old(self.blobs.glob(f"*{PART}"), KEEP_PARTS_S)
             _remove_old((self.root / "bundles").glob("*"), KEEP_BUNDLES_S)
             unused = (path for path in self.blobs.glob("[0-9a-f]*") if path.stat().st_nlink == 1)
             _remove_old(unused, KEEP_BUNDLES_S)
+        for env in (self.root / "env").glob("*"):
+            with contextlib.suppress(OSError):
+                if env.is_dir():
+                    _remove_old_environment(env)
+
+
+def mark_used(env: Path) -> None:
+    """Note that an environment that --bootstrap made is in use; any other stays as it is."""
+    with contextlib.suppress(OSError):
+        os.utime(env / MARKER)
+
+
+def _remove_old_environment(env: Path) -> None:
+    """Remove one, of another version's code, that has not been used lately."""
+    marker = env / MARKER
+    # Without a marker it is being built, or its build was cut short.
+    used = (marker if marker.exists() else env).stat().st_mtime
+    if env.samefile(sys.prefix) or time.time() - used <= KEEP_ENVIRONMENTS_S:
+        return
+    with env.with_name(f"{env.name}.lock").open("w") as lock:
+        # `install.make` holds it while it builds. The file stays: another may wait for it.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        marker.unlink(missing_ok=True)  # first: a half of an environment must not count
+        shutil.rmtree(env)
 
 
 def _place(blob: Path, path: Path) -> None:

@@ -65,7 +65,7 @@ def targets_from(
         return ()
     devices = devices or load_devices()
     found = [_target(text, where, kind, devices) for text, where in wanted]
-    return _named(list(dict.fromkeys(found)))
+    return _named(list(dict.fromkeys(found)), tuple(devices))
 
 
 def _target(text: str, where: str, kind: str | None, devices: dict[str, Device]) -> Target:
@@ -84,24 +84,33 @@ def _target(text: str, where: str, kind: str | None, devices: dict[str, Device])
     return Target(name="", host=host, device=kind or "cpu")
 
 
-def _named(targets: list[Target]) -> tuple[Target, ...]:
-    """With names that are different file names: the host's, longer where two have the same."""
+def _named(targets: list[Target], devices: tuple[str, ...]) -> tuple[Target, ...]:
+    """With names that are different file names: the host's, longer where two have the same.
+
+    devices: all names of devices, which another host's files and engines must not have.
+    """
     short = [target.name or _file_name(target.host.name) for target in targets]
-    names: list[str] = []
+    taken = {name.casefold() for name in (*devices, FLEET)}  # on some disks "A" is "a"
+    own, names = set[str](), []
     for target, name in zip(targets, short, strict=True):
-        if not target.name and (short.count(name) > 1 or name == FLEET):
+        if target.name and name.casefold() not in own:
+            own.add(name.casefold())
+            names.append(name)
+            continue
+        if not target.name and (short.count(name) > 1 or name.casefold() in taken):
             name = _file_name(str(target.host).removeprefix("ssh://"))
         number = 1
         unique = name
-        while unique in (*names, FLEET):  # one machine with two Pythons
+        while unique.casefold() in taken:  # one machine with two Pythons
             number += 1
             unique = f"{name}-{number}"
+        taken.add(unique.casefold())
         names.append(unique)
     return tuple(replace(target, name=name) for target, name in zip(targets, names, strict=True))
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.") or "host"
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:

@@ -15,6 +15,8 @@ MAGIC = b"oat-edge agent 1 "
 MAX_NOISE = 1 << 16
 MAX_LINE = 1 << 22
 CHUNK = 1 << 20
+# Of a traceback: its end says what went wrong.
+MOST_LINES = 200
 
 
 class WireError(Exception):
@@ -40,10 +42,10 @@ class Stream:
         try:
             value = json.loads(line)
             size = value.pop("size")
-        except (ValueError, TypeError, AttributeError, KeyError):
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
             raise WireError(f"got {line[:60]!r}, expected a message") from None
         if not isinstance(size, int) or not 0 <= size <= 2 * CHUNK:
-            raise WireError(f"got a payload of {size!r} bytes")
+            raise WireError(f"got a payload of {size!r:.60} bytes")
         return value, self._take(size)
 
     def greeting(self) -> dict[str, Any]:
@@ -53,7 +55,10 @@ class Stream:
             line = self._line(MAX_NOISE)
             skipped += len(line)
             if line.startswith(MAGIC):
-                value = json.loads(line.removeprefix(MAGIC))
+                try:
+                    value = json.loads(line.removeprefix(MAGIC))
+                except (ValueError, RecursionError):
+                    raise WireError(f"got {line[:60]!r}, expected a greeting") from None
                 return value if isinstance(value, dict) else {}
         raise WireError(f"got {skipped} bytes of other output")
 
@@ -79,6 +84,27 @@ class Stream:
         self._buffer += data
 
 
+def plain(value: Any) -> Any:
+    """A JSON value from another machine, whose texts no terminal obeys.
+
+    What is not printable (escapes, new lines, marks that turn the direction) becomes a space.
+    """
+    try:
+        return _plain(value)
+    except RecursionError:
+        raise WireError("got a value that is nested too deeply") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str) and not value.isprintable():
+        return "".join(letter if letter.isprintable() else " " for letter in value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    return value
+
+
 class RemoteBugError(RuntimeError):
     """What went wrong on a device was not expected: its traceback is the text."""
 
@@ -91,14 +117,20 @@ def error_to_json(error: BaseException) -> dict[str, Any]:
         "class": type(error).__name__,
         "exit_code": error.exit_code if isinstance(error, OatEdgeError) else 1,
         "message": str(error),
-        "traceback": None if expected else "".join(lines),
+        # As lines: a new line in a text does not arrive (see `plain`).
+        "traceback": None if expected else "".join(lines).splitlines(),
     }
 
 
 def error_from_json(value: dict[str, Any], where: str) -> Exception:
-    """The same error, with the name of the machine in front."""
+    """The same error, with the name of the machine in front.
+
+    A class is taken only if it is one of `oat_edge.errors`: the name is another machine's.
+    """
     if value["traceback"] is not None:
-        return RemoteBugError(f"on {where}:\n{value['traceback']}")
-    found = getattr(errors, str(value["class"]), OatEdgeError)
-    error: Exception = found(f"{where}: {value['message']}")
-    return error
+        lines = [str(line) for line in value["traceback"]]
+        return RemoteBugError(f"on {where}:\n" + "\n".join(lines[-MOST_LINES:]))
+    found = getattr(errors, str(value["class"]), None)
+    if not (isinstance(found, type) and issubclass(found, OatEdgeError)):
+        found = OatEdgeError
+    return found(f"{where}: {value['message']:.2000}")

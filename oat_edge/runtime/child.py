@@ -6,9 +6,12 @@ fault in a native library) is a `ChildFailedError` in the parent, and no more.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,6 +23,7 @@ CHILD = (
     "from oat_edge.runtime.child import answer; answer()"
 )
 TIMEOUT_S = 300.0
+PR_SET_PDEATHSIG = 1
 
 
 class ChildFailedError(Exception):
@@ -41,7 +45,7 @@ def call_child(
     timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
     try:
         done = subprocess.run(
-            [sys.executable, "-c", CHILD, function],
+            [sys.executable, "-c", CHILD, function, str(os.getpid())],
             input=json.dumps(request),
             env=child_environment(environment),
             capture_output=True,
@@ -68,7 +72,16 @@ def named(function: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def end_with(parent: int) -> None:
+    """Have the system end this process when its parent ends, however that does."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit(1)
+
+
 def answer() -> None:
     """The child's side: a request on stdin, the answer as the last line of stdout."""
+    end_with(int(sys.argv[2]))
     found = named(sys.argv[1])(json.load(sys.stdin))
     sys.stdout.write(json.dumps(found) + "\n")

@@ -2,7 +2,8 @@
 
 An engine runs only where it was built: same library version, same GPU, same platform. It is
 executable code, so nothing is loaded whose hash does not match. Kept engines lie in the user's
-cache folder, not in the bundle, which travels.
+cache folder, not in the bundle, which travels: what devices have sent back into a bundle
+(`oat_edge.remote.engines`) is never loaded here.
 """
 
 from __future__ import annotations
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 # An engine of TensorRT-RTX is finished on the GPU that runs it: it names none.
 ANY_GPU = "any GPU"
-# Folder of a bundle with engines that devices have built and sent back (oat_edge.remote).
-SHIPPED = "engines"
 
 
 class Say(Protocol):
@@ -103,8 +102,7 @@ def obtain_engine(
 ) -> Engine:
     """The engine of `artifact` that this machine can load.
 
-    The bundle's own if it was built for this machine, else one that a device of the same kind
-    built (the bundle's folder engines/), else the kept one, else it is built now.
+    The bundle's own if it was built for this machine, else the kept one, else it is built now.
     Raises `InputError` (device is a CPU, damage), `DependencyError`, `BuildError`.
     """
     if device == "cpu":
@@ -125,8 +123,7 @@ def obtain_engine(
             )
         say(f"{artifact.file} was built for {artifact.device_key}: building it for {target.key}")
     source = bundle.checked_path(source_of(bundle, artifact))
-    name = engine_name(sha256_file(source), recipe, target)
-    return _kept(bundle.path / SHIPPED, name) or keep_engine(source, recipe, target, say=say)
+    return keep_engine(source, recipe, target, say=say)
 
 
 def recipe_of(artifact: Artifact) -> Recipe:
@@ -166,7 +163,7 @@ def keep_engine(onnx: Path, recipe: Recipe, target: Target, *, say: Say = silent
 
     content = onnx.read_bytes()
     folder = _own_folder(kept_folder())
-    name = engine_name(hashlib.sha256(content).hexdigest(), recipe, target)
+    name = engine_name(hashlib.sha256(content).hexdigest(), recipe, target.key)
     engine, facts, log = _files(folder, name)
     if (kept := _kept(folder, name)) is not None:
         return kept
@@ -247,10 +244,10 @@ def _board() -> str | None:
     return _read(Path("/proc/device-tree/model")).decode(errors="replace").strip("\0 \n") or None
 
 
-def engine_name(onnx_sha256: str, recipe: Recipe, target: Target) -> str:
+def engine_name(onnx_sha256: str, recipe: Recipe, device_key: str) -> str:
     """What a kept engine is called: the same for what would be the same engine."""
     # The version: what else the builder is told may change with it.
-    key = json.dumps([onnx_sha256, recipe.to_json(), target.key, __version__], sort_keys=True)
+    key = json.dumps([onnx_sha256, recipe.to_json(), device_key, __version__], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 

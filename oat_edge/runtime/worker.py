@@ -7,7 +7,6 @@ JSON each: what a native library prints cannot get between them.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import selectors
@@ -23,7 +22,7 @@ from typing import Any
 
 from oat_edge import errors
 from oat_edge.errors import OatEdgeError
-from oat_edge.runtime.child import ChildFailedError, child_environment, named
+from oat_edge.runtime.child import ChildFailedError, child_environment, end_with, named
 
 CHILD = (
     "import sys; sys.path[:] = filter(None, sys.path); "
@@ -31,7 +30,6 @@ CHILD = (
 )
 # How long an idle child may take to close what it has open.
 CLOSE_S = 5.0
-PR_SET_PDEATHSIG = 1
 
 
 class ChildSilentError(ChildFailedError):
@@ -133,7 +131,7 @@ class Worker:
         while b"\n" not in self._unread:
             if not self._selector.select(max(deadline - time.monotonic(), 0.0)):
                 self._process.kill()
-                raise ChildSilentError(f"it said nothing for {silence_s:g} s and was ended")
+                raise ChildSilentError(f"it said nothing for {silence_s:.3g} s and was ended")
             block = os.read(self._pipe.fileno(), 1 << 20)
             if not block:
                 raise self._ended()
@@ -158,7 +156,7 @@ class Worker:
 
 def serve() -> None:
     """The child's side: open, then answer until stdin ends."""
-    _end_with(int(sys.argv[3]))
+    end_with(int(sys.argv[3]))
     # Ctrl-C reaches all processes of a terminal: what it means is the parent's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = os.fdopen(int(sys.argv[2]), "w", encoding="utf-8")
@@ -190,11 +188,3 @@ def serve() -> None:
 
 def _told(error: OatEdgeError) -> tuple[str, dict[str, str]]:
     return "error", {"class": type(error).__name__, "text": str(error)}
-
-
-def _end_with(parent: int) -> None:
-    """Have the system end this process when its parent ends, however that does."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        raise SystemExit(1)

@@ -7,11 +7,12 @@ import itertools
 
 import pytest
 
-from oat_edge.bench import measuring
+from oat_edge.bench import cells, memory, side_by_side
 from oat_edge.bench.cells import plan
 from oat_edge.bench.results import Results
 from oat_edge.bench.run import bench_bundle
-from oat_edge.errors import DependencyError, FallbackError, UnstableError
+from oat_edge.errors import BuildError, DependencyError, FallbackError, UnstableError
+from oat_edge.runtime.child import ChildFailedError, call_child
 from tests.bench.conftest import QUICKEST
 
 pytestmark = pytest.mark.usefixtures("frozen_heap")
@@ -47,7 +48,6 @@ def network_fault(do, how, **more):
         ("warm_up", "abort", "ended by SIGABRT"),
         ("part", "bug", "ZeroDivisionError: a bug"),
         ("part", "memory", "cuMemAlloc failed"),
-        ("throughput", "kill", "ended by SIGKILL"),
     ],
 )
 def test_a_cell_that_fails_twice_has_rows_that_say_so_and_the_others_their_figures(
@@ -77,6 +77,55 @@ def test_a_cell_that_was_lost_beside_the_others_is_measured_alone(bundle, fault,
             assert any("measured alone" in line for line in row.warnings) == (cell == STRUCK)
 
 
+@pytest.mark.parametrize("twice", [True, False])
+def test_throughput_that_fails_costs_no_latency(bundle, fault, tmp_path, twice):
+    """On a GPU it opens more runners, and so is where memory ends."""
+    once = {} if twice else {"once": str(tmp_path / "struck")}
+    fault(**network_fault("throughput", "memory", **once))
+    report, told = bench(bundle)
+    assert any("throughput w0.50-fp32.onnx batch 2: cuMemAlloc failed" in line for line in told)
+    for cell, rows in by_cell(report).items():
+        for row in rows:
+            assert row.latency_ms is not None and row.status != "failed"
+            assert not any("measured alone" in line for line in row.warnings)
+            assert (row.throughput_ips is None) == (twice and cell == STRUCK)
+            told_so = [line for line in row.warnings if line.startswith("throughput_ips: cuMem")]
+            assert len(told_so) == (twice and cell == STRUCK)
+    assert list(report.failures) == (["throughput w0.50-fp32.onnx batch 2"] if twice else [])
+
+
+def test_a_fallback_ends_the_bench_wherever_it_shows(bundle, fault):
+    fault(**network_fault("throughput", "fallback"))
+    with pytest.raises(FallbackError):
+        bench(bundle)
+
+
+def test_memory_that_cannot_be_measured_is_a_failure_and_tried_again(bundle, monkeypatch, tmp_path):
+    results = tmp_path / "results.jsonl"
+
+    def too_slow(*arguments, **_):
+        raise ChildFailedError("the measuring process took over 1 s")
+
+    monkeypatch.setattr(memory, "call_child", too_slow)
+    report, _ = bench(bundle, QUICKEST, results=results)
+    assert len(report.failures) == 3 and all(name.startswith("memory ") for name in report.failures)
+    assert all(row.memory_mb is None and row.latency_ms is not None for row in report.rows)
+    monkeypatch.setattr(memory, "call_child", call_child)
+    again, _ = bench(bundle, QUICKEST, results=results, resume=True)
+    assert again.failures == {} and all(row.memory_mb is not None for row in again.rows)
+
+
+@pytest.mark.parametrize(("how", "error"), [("kill", BuildError), ("fallback", FallbackError)])
+def test_an_engine_that_cannot_be_built_is_one_line(bundle, fault, monkeypatch, how, error):
+    """The builder's process is killed; the files are ONNX here, and called engines for a test."""
+    monkeypatch.setattr(cells, "ENGINES", ("onnx",))
+    fault(**{"in": "engine", "do": "build", "how": how, "file": "w1.00-fp32.onnx"})
+    with pytest.raises(error) as raised:
+        bench_bundle(bundle, QUICKEST, widths=(1.0,), lambdas=(0.0,))
+    assert "\n" not in str(raised.value)
+    assert how != "kill" or "building w1.00-fp32.onnx failed" in str(raised.value)
+
+
 def test_a_cell_that_hangs_is_ended_in_its_time_and_not_tried_again(bundle, fault):
     fault(**network_fault("part", "hang"))
     report, told = bench(bundle, dataclasses.replace(CONFIG, timeout_s=3.0))
@@ -96,7 +145,7 @@ def test_what_memory_does_not_hold_is_measured_in_groups(bundle, monkeypatch, tm
         def for_another(self):
             return self.num < 2
 
-    monkeypatch.setattr(measuring, "Room", Two)
+    monkeypatch.setattr(side_by_side, "Room", Two)
     report, _ = bench(bundle, results=tmp_path / "results.jsonl")
     assert all(row.status != "failed" and row.latency_ms.n >= 3 for row in report.rows)
     assert any(text.startswith("turns: memory does not hold") for text in report.warnings)

@@ -11,6 +11,7 @@ from oat_edge.bench import memory
 from oat_edge.bench.memory import measure_memory, resident_mb
 from oat_edge.bundle import Artifact, Bundle, add_artifacts
 from oat_edge.files import sha256_file
+from oat_edge.runtime.child import ChildFailedError
 
 WEIGHTS_MB = 64.0
 
@@ -73,10 +74,18 @@ def test_without_proc_it_is_none_with_a_reason(bundle, tmp_path):
     assert cost.added_mb == {1: None, 4: None} and "/proc" in cost.reason
 
 
-def test_a_failing_child_is_told_with_its_last_line(bundle):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_failing_child_is_no_figure_but_an_error_with_its_last_line(bundle, device):
     missing = dataclasses.replace(bundle.select(format="onnx", width=1.0), file="gone.onnx")
-    cost = measure_memory(bundle, missing, batches=(1,))
-    assert cost.added_mb == {1: None} and "StopIteration" in cost.reason
+    with pytest.raises(ChildFailedError, match="StopIteration"):
+        measure_memory(bundle, missing, batches=(1,), device=device)
+
+
+def test_a_child_that_takes_too_long_is_ended(bundle):
+    with pytest.raises(ChildFailedError, match=r"over 0\.01 s"):
+        measure_memory(
+            bundle, bundle.select(format="onnx", width=1.0), batches=(1,), timeout_s=0.01
+        )
 
 
 def test_resident_memory_is_read_in_kib_and_given_in_mb(tmp_path):
@@ -84,12 +93,6 @@ def test_resident_memory_is_read_in_kib_and_given_in_mb(tmp_path):
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/status").write_text("VmPeak:\t  9 kB\nVmRSS:\t   125000 kB\n")
     assert resident_mb(tmp_path) == 128.0
-
-
-def test_gpu_memory_is_unknown_with_the_reason_of_the_child(bundle):
-    missing = dataclasses.replace(bundle.select(format="onnx", width=1.0), file="gone.onnx")
-    cost = measure_memory(bundle, missing, batches=(1, 2), device="cuda")
-    assert cost.gpu_added_mb == {1: None, 2: None} and "StopIteration" in cost.gpu_reason
 
 
 @pytest.mark.gpu

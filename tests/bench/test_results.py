@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -62,7 +64,7 @@ def test_damage_in_the_middle_is_not_taken_for_a_crash(path):
 
 def test_another_key_names_what_differs(path):
     filled(path)
-    with pytest.raises(InputError, match=r"another settings \(settings was .*0.*, is .*1"):
+    with pytest.raises(InputError, match=r"another settings\.seed: it was 0, is 1: bench without"):
         Results.open(path, {**KEY, "settings": {"seed": 1}}, resume=True)
 
 
@@ -70,7 +72,7 @@ def test_without_resume_an_old_file_is_replaced_and_with_it_a_new_one_begun(path
     assert filled(path).last("part")["batch"] == 2
     assert list(Results.open(path, KEY, resume=False).of("part")) == []
     path.unlink()
-    assert Results.open(path, KEY, resume=True).sessions
+    assert Results.open(path, KEY, resume=True).last("session") is not None
 
 
 def test_records_are_found_by_their_fields(path):
@@ -80,8 +82,49 @@ def test_records_are_found_by_their_fields(path):
     assert [one["batch"] for one in results.of("part", file="a")] == [0, 1, 2]
 
 
-def test_a_full_disk_is_one_line_that_says_how_to_go_on(path, monkeypatch):
+def test_a_peek_refuses_only_what_it_was_asked_about(path):
+    filled(path)
+    assert Results.peek(path, {"checkpoint": "c" * 64}).last("part") is not None
+    with pytest.raises(InputError, match="another checkpoint"):
+        Results.peek(path, {"checkpoint": "d" * 64})
+
+
+def test_runs_that_measured_nothing_are_no_sessions(path):
     results = filled(path)
-    results.path = type(path)("/dev/full")
-    with pytest.raises(InputError, match=r"No space left on device\).*--resume"):
-        results.add({"kind": "part"})
+    assert len(results.sessions()) == 1
+    again = Results.open(path, KEY, resume=True, session={"load": 1})
+    again.add({"kind": "facts"})
+    assert len(again.sessions()) == 1
+    last = Results.open(path, KEY, resume=True, session={"load": 2})
+    last.add({"kind": "memory"})
+    assert [one.get("load") for one in last.sessions()] == [None, 2]
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from oat_edge.bench.results import Results
+from oat_edge.errors import InputError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path = Path(sys.argv[1])
+results = Results.open(path, {}, resume=True)
+size = path.stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, size + 50))
+try:
+    results.add({"kind": "part", "text": "x" * 200})
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_within_a_line_leaves_no_half_of_it(path, child_environment):
+    Results.open(path, {}, resume=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)],
+        env=child_environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "make room, then bench --resume" in done.stdout, done
+    again = Results.open(path, {}, resume=True)
+    again.add({"kind": "part"})
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+    assert len(Results.peek(path).records) == 4  # three sessions and one part

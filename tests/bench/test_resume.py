@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
+from pathlib import Path
 
 import pytest
 
+from oat_edge.bench.request import BenchRequest, plan_request, run_request
 from oat_edge.bench.results import Results
 from oat_edge.bench.run import bench_bundle
+from oat_edge.device.system import System
 from oat_edge.errors import InputError
 from tests.bench.conftest import QUICKEST
 
@@ -22,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("frozen_heap")
 
 CONFIG = dataclasses.replace(QUICKEST, min_seconds=0.3, rounds=3)
 WIDTHS, LAMBDAS = (0.5, 1.0), (0.0, 1.0)
+ORIN = Path(__file__).parents[1] / "device/trees/orin-nx"
 
 
 def bench(bundle, results, *, resume, config=CONFIG):
@@ -93,7 +98,10 @@ def test_the_report_of_a_resumed_bench_is_that_of_the_records(bundle, tmp_path):
     assert again.transfer == report.transfer
     for one, two in zip(samples, same, strict=True):
         assert one.name == two.name and (one.latency_ns == two.latency_ns).all()
-    assert len(again.settings["sessions"]) == 2
+    # The second run measured nothing: it is no part of what the figures come from.
+    assert again.settings["sessions"] == report.settings["sessions"]
+    assert again.monitor == report.monitor and again.environment == report.environment
+    assert not any("resumed" in text for text in again.warnings)
 
 
 def test_without_resume_everything_is_measured_anew(bundle, tmp_path):
@@ -111,7 +119,7 @@ def test_other_settings_are_not_mixed_in(bundle, tmp_path, changes, name):
     results = tmp_path / "results.jsonl"
     bench(bundle, results, resume=False, config=QUICKEST)
     content = results.read_bytes()
-    with pytest.raises(InputError, match=f"another {name}.*without --resume"):
+    with pytest.raises(InputError, match=rf"another {name}\..*without --resume"):
         bench(bundle, results, resume=True, config=dataclasses.replace(QUICKEST, **changes))
     assert results.read_bytes() == content
 
@@ -123,19 +131,74 @@ def test_patience_may_change_between_runs(bundle, tmp_path):
     bench(bundle, results, resume=True, config=longer)
 
 
+ASKED = """
+import sys
+from pathlib import Path
+from oat_edge.bench.request import run_request
+from oat_edge.bundle import Bundle
+from tests.bench import test_resume
+run_request(test_resume.request(), Bundle.open(sys.argv[1]), folder=Path(sys.argv[2]))
+"""
+
+
+def request(**changes):
+    return BenchRequest(config=CONFIG, width="1.0", **changes)
+
+
 def test_a_second_bench_waits_for_the_first(bundle, tmp_path, child_environment):
-    """Two at once would measure each other."""
-    results = tmp_path / "results.jsonl"
+    """Two at once would measure each other; what the second says of the machine is of its turn."""
+    first = tmp_path / "results.jsonl"
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(bundle.path), str(results)],
-        env=child_environment,
-        stdout=subprocess.PIPE,
+        [sys.executable, "-c", ASKED, str(bundle.path), str(tmp_path)], env=child_environment
     )
-    while not results.exists():
+    while not first.exists():
         assert process.poll() is None
         time.sleep(0.01)
     told = []
-    bench_bundle(bundle, QUICKEST, widths=(1.0,), lambdas=(0.0,), say=told.append)
+    (tmp_path / "second").mkdir()
+    report = run_request(request(), bundle, folder=tmp_path / "second", say=told.append)
     assert process.wait() == 0 and told == ["waiting for another bench on this machine to end"]
-    # The first had all that time for itself: its last record is older than the second's first.
-    assert json.loads(results.read_text().splitlines()[-1])["kind"] in ("memory", "facts")
+    ended = first.stat().st_mtime
+    began = datetime.fromisoformat(report.environment.timestamp_utc).timestamp()
+    assert began >= ended - 1  # whole seconds
+
+
+def test_a_dry_run_knows_what_cannot_be_resumed(bundle, tmp_path):
+    run_request(request(), bundle, folder=tmp_path)
+    planned = plan_request(request(resume=True), bundle, folder=tmp_path)
+    assert planned and all(one.done for one in planned)
+    other = dataclasses.replace(request(resume=True), config=dataclasses.replace(CONFIG, seed=3))
+    with pytest.raises(InputError, match=r"another settings\.seed: it was 0, is 3"):
+        plan_request(other, bundle, folder=tmp_path)
+
+
+def test_another_state_of_the_machine_is_not_mixed_in(bundle, tmp_path):
+    """The same board in another power mode, or with its clocks held."""
+    tree = Path(shutil.copytree(ORIN, tmp_path / "orin"))
+    jetson = dataclasses.replace(QUICKEST, device="jetson", processor="cpu")
+
+    def measure(**options):
+        return bench_bundle(
+            bundle, jetson, widths=(1.0,), lambdas=(0.0,), system=System(tree),
+            results=tmp_path / "results.jsonl", **options,
+        )  # fmt: skip
+
+    report, _ = measure()
+    held = {"set": {"clocks": "fixed"}, "before": {}}
+    with pytest.raises(InputError, match=r"another held\.clocks"):
+        measure(resume=True, held=held)
+    mode = tree / "commands/nvpmodel -q"
+    mode.write_text("NV Power Mode: OTHER\n7\n")
+    with pytest.raises(InputError, match=r"another jetson\.power_mode"):
+        measure(resume=True)
+    # What a tree says of its rails was not measured on the machine that ran.
+    (row,) = report.rows
+    assert row.energy_mj is None and row.power is None
+    assert any("recorded tree" in text for text in row.warnings if text.startswith("energy_mj"))
+
+
+def test_a_full_temporary_folder_is_one_line(bundle, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="TMPDIR"):
+        bench_bundle(bundle, QUICKEST, widths=(1.0,), lambdas=(0.0,))

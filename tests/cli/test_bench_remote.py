@@ -28,6 +28,12 @@ def orin(device, main, tmp_path, monkeypatch):
     return device
 
 
+def add_box(main, orin):
+    """The same device under another name, as one whose CPU is measured."""
+    cpu = ("--device", "cpu", "--python", sys.executable)
+    assert main("devices", "add", "box", orin.host, *cpu).code == 0
+
+
 def points(report):
     """All of a report that does not depend on time."""
     keys = ("artifact", "sha256", "format", "backend", "width", "lambda", "precision", "batch")
@@ -64,7 +70,7 @@ def test_a_board_that_is_none_is_told_by_the_board(orin, bundle, main, tmp_path)
 
 
 def test_a_name_is_enough_and_files_come_where_they_were_asked_for(orin, bundle, main, tmp_path):
-    assert main("devices", "add", "box", orin.host, "--device", "cpu", "--python", sys.executable)
+    add_box(main, orin)
     ended = main(
         "bench", bundle.path, *QUICK, "--device", "box", "--json", "out/r.json", "--csv", "r.csv"
     )
@@ -76,7 +82,7 @@ def test_a_name_is_enough_and_files_come_where_they_were_asked_for(orin, bundle,
 
 
 def test_a_fleet_is_one_report_and_one_table_whatever_fails(orin, bundle, main, tmp_path):
-    assert main("devices", "add", "box", orin.host, "--device", "cpu", "--python", sys.executable)
+    add_box(main, orin)
     hosts = tmp_path / "fleet.txt"
     hosts.write_text("box  # the one that is there\nssh://nobody@127.0.0.1:1\n")
     ended = main("bench", bundle.path, *QUICK, "--hosts", hosts, "--json", "-", "--csv", "all.csv")

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,14 @@ def test_dram_of_agx_orin_is_not_counted_twice() -> None:
     assert total is not None and "VDDQ_VDD2_1V8AO" not in {rail.label for rail in total.rails}
 
 
+def thor(root: Path) -> None:
+    tree = root / "proc/device-tree"
+    tree.mkdir(parents=True)
+    (tree / "compatible").write_text("nvidia,p3834-0008\0nvidia,tegra264\0")
+
+
 def test_an_ina238_gives_its_own_power(tmp_path: Path) -> None:
+    thor(tmp_path)
     chip(tmp_path, name="ina238", power1_input=28_500_000, in1_input=20000, curr1_input=1)
     (rail,) = find_rails(System(tmp_path))
     assert rail.label == "VIN"
@@ -120,3 +128,32 @@ def test_a_rail_that_vanishes_is_an_os_error(tmp_path: Path) -> None:
     (folder / "curr1_input").unlink()
     with pytest.raises(OSError, match="curr1_input"):
         rail.watts(System(tmp_path))
+
+
+def test_an_unlabelled_ina238_is_the_input_of_thor_only(tmp_path: Path) -> None:
+    chip(tmp_path, name="ina238", address="1-0044", power1_input=1_500_000)
+    total, reason = total_of(find_rails(System(tmp_path)))
+    assert total is None and reason is not None and "ina238 1-0044" in reason
+
+
+def test_a_further_ina238_does_not_replace_the_rails_of_agx_orin(
+    copied: Callable[[str], System],
+) -> None:
+    system = copied("agx-orin")
+    before, _ = total_of(find_rails(system))
+    chip(system.root, name="ina238", address="9-0044", power1_input=1_500_000)
+    assert total_of(find_rails(system))[0] == before
+
+
+def test_of_two_unlabelled_ina238_none_is_the_input(tmp_path: Path) -> None:
+    thor(tmp_path)
+    for address in ("1-0044", "1-0045"):
+        chip(tmp_path, name="ina238", address=address, power1_input=1_500_000)
+    assert total_of(find_rails(System(tmp_path)))[0] is None
+
+
+def test_two_rails_of_one_name_are_no_total(tmp_path: Path) -> None:
+    for address in ("1-0040", "1-0041"):
+        chip(tmp_path, address=address, **channel(1, "VDD_IN", 5000, 100))
+    total, reason = total_of(find_rails(System(tmp_path)))
+    assert total is None and reason is not None and "two rails are called VDD_IN" in reason

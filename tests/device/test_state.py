@@ -149,3 +149,22 @@ def test_all_of_it_goes_through_json() -> None:
     for value in (span(), facts(), power, state):
         assert load(type(value), dump(value), "here") == value
     assert isinstance(power, Power)
+
+
+def test_two_readings_per_part_are_no_drop() -> None:
+    spans = [
+        span(clocks_mhz={"cpu": steady(clock)}, clock_readings={"cpu": 2})
+        for clock in (3000, 2800, 3100, 2900)
+    ]
+    state, warnings = state_of(spans, on_gpu=False)
+    assert warnings == ()
+    assert state.clock_note is not None
+    assert state.clock_note.startswith("8 readings of the CPU's clock in 4 parts, 5 each")
+
+
+def test_parts_of_enough_readings_are_judged() -> None:
+    spans = [
+        span(clocks_mhz={"cpu": steady(clock)}, clock_readings={"cpu": 5}) for clock in (3000, 2000)
+    ]
+    state, warnings = state_of(spans, on_gpu=False)
+    assert "the CPU fell from 3000 to 2000 MHz" in warnings[0] and state.clock_note is None

@@ -1,4 +1,4 @@
-"""Engines that a device has built come back, and go to the next device of its kind."""
+"""Engines that a device has built come back, and go to that device alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import shutil
 
 from oat_edge.bundle import Artifact, Bundle, save_manifest
-from oat_edge.remote.engines import engines_for, files_of
+from oat_edge.remote.engines import engines_for, files_of, names_for
 from oat_edge.remote.fleet import bench_on
 from oat_edge.runtime.engines import build_target, keep_engine, recipe_of
 from oat_edge.runtime.recipe import Recipe
@@ -28,20 +28,32 @@ def with_engine(bundle: Bundle) -> Bundle:
     return Bundle.open(bundle.path)
 
 
-def test_only_whole_engines_for_such_a_device_are_sent(bundle):
-    folder = bundle.path / "engines"
-    folder.mkdir()
-    for name, key, content in (("a", "orin", b"1"), ("b", "thor", b"2"), ("c", "orin", b"3")):
-        (folder / f"{name * 32}.engine").write_bytes(content)
+def test_only_whole_engines_of_the_very_device_are_sent_back(bundle):
+    bundle = with_engine(bundle)
+    keys = [f"key {letter}" for letter in "abcd"]
+    names = {key: names_for(bundle, [key])[0] for key in keys}
+    assert len(set(names.values())) == 4
+    folder = bundle.path / "engines" / "orin"
+    folder.mkdir(parents=True)
+
+    def put(name, key, content):
+        (folder / f"{name}.engine").write_bytes(content)
         facts = {"device_key": key, "sha256": hashlib.sha256(content).hexdigest()}
-        (folder / f"{name * 32}.json").write_text(json.dumps(facts))
-    (folder / f"{'c' * 32}.engine").write_bytes(b"changed")
-    (folder / f"{'d' * 32}.json").write_text("{")
-    assert [path.stem for path in engines_for(bundle, ["orin"])] == ["a" * 32]
-    assert engines_for(bundle, []) == []
+        (folder / f"{name}.json").write_text(json.dumps(facts))
+
+    for key in keys:
+        put(names[key], key, b"1")
+    put("a" * 32, keys[0], b"2")  # of a name that no engine of this bundle has there
+    (folder / f"{names[keys[1]]}.engine").write_bytes(b"changed")
+    (folder / f"{names[keys[2]]}.json").write_text("{")
+    assert [path.stem for path in engines_for(bundle, "orin", keys[:3])] == [names[keys[0]]]
+    assert engines_for(bundle, "orin", []) == []
+    assert engines_for(bundle, "thor", keys) == []  # of the same kind, and not the same
+    put(names[keys[0]], keys[3], b"1")
+    assert engines_for(bundle, "orin", keys[:1]) == []
 
 
-def test_an_engine_that_was_built_there_comes_back_and_goes_to_the_next_device(
+def test_an_engine_that_was_built_there_comes_back_and_goes_there_again(
     device, tiny_bundle, told, monkeypatch, tmp_path
 ):
     need_rtx()
@@ -58,16 +70,19 @@ def test_an_engine_that_was_built_there_comes_back_and_goes_to_the_next_device(
     monkeypatch.delenv("XDG_CACHE_HOME")
 
     bench_on([target_of(device)], bundle, request).check()
-    folder = bundle.path / "engines"
+    folder = bundle.path / "engines" / "orin"
     assert sorted(path.name for path in folder.iterdir()) == names
     for name in names:
         assert (folder / name).read_bytes() == (kept.path.parent / name).read_bytes()
 
-    # As another device of the same kind: it has nothing yet.
+    # Whatever it sent is not loaded here, and another device of the same kind does not get it.
     for path in device.cache.glob("engines/*"):
         path.unlink()
+    bench_on([target_of(device, name="other")], bundle, request, say=told.say).check()
+    assert "engines that" not in told and not list(device.cache.glob("engines/*.engine"))
+    # The same device, whose cache was emptied.
     bench_on([target_of(device)], bundle, request, say=told.say).check()
-    assert "sent 1 engines that were built for such a device" in told
+    assert "sent 1 engines that it had built before" in told
     assert (device.cache / "engines").stat().st_mode & 0o077 == 0
     monkeypatch.setenv("XDG_CACHE_HOME", str(device.cache.parent))
     said = []

@@ -20,9 +20,10 @@ from oat_edge.bench.request import run_request
 from oat_edge.bundle import Bundle, save_manifest
 from oat_edge.errors import DependencyError, InputError
 from oat_edge.files import sha256_file
-from oat_edge.remote.bench import Parcel, fetch_file, send_missing
+from oat_edge.remote.bench import Parcel, send_missing
 from oat_edge.remote.client import Session
-from oat_edge.remote.fleet import bench_on
+from oat_edge.remote.fetch import fetch_file
+from oat_edge.remote.fleet import FleetResult, TargetResult, bench_on
 from oat_edge.remote.ssh import LostError, check_host
 from oat_edge.remote.targets import Target
 from tests.remote.conftest import REQUEST, target_of
@@ -185,13 +186,15 @@ def test_a_run_that_finished_while_the_connection_was_away_is_found_again(
     finished = json.loads((job / "result" / "report.json").read_text())
 
     proxy.refuse = False
-    # The client that was lost counts as gone after a minute: here at once.
-    for client in (job / "clients").iterdir():
-        os.utime(client, (0, 0))
     report = report_of(bench_on([target], bundle, LONGER, say=told.say))
     assert "found the bench of" in told and "finished meanwhile" in told
     assert report.environment.timestamp_utc == finished["environment"]["timestamp_utc"]
-    assert device.jobs() == []
+    # The command that was lost may still come back for it; a new one does not get it again.
+    told.texts.clear()
+    again = report_of(bench_on([target], bundle, LONGER, say=told.say))
+    assert "found the bench" not in told
+    assert again.environment.timestamp_utc > report.environment.timestamp_utc
+    assert not job.exists()
 
 
 def test_a_job_that_was_killed_goes_on_with_what_it_has(device, bundle, told):
@@ -263,6 +266,21 @@ def test_a_failing_host_does_not_stop_the_others(device, bundle, told, tmp_path)
     assert len(rows) == 3
     with pytest.raises(DependencyError, match="1 of 2 devices failed: away: "):
         result.check()
+
+    # A fleet of which nothing came replaces no report; where there is none, it is one.
+    lost = TargetResult(bad, None, DependencyError("away"))
+    assert FleetResult((lost, lost)).save(bundle.path) is None
+    assert json.loads(path.read_text()) == merged
+    assert FleetResult((lost, lost)).save(tmp_path) == tmp_path / "report-fleet.json"
+
+
+def test_what_a_killed_command_left_goes_and_what_others_write_stays(device, bundle):
+    names = [".writing-report-orin-a1_b2c3d.json", ".writing-results-orin-01234567.jsonl",
+             ".writing-report-01234567.json", ".writing-report-orin-2-01234567.json"]  # fmt: skip
+    for name in names:
+        (bundle.path / name).write_text("half")
+    bench_on([target_of(device)], bundle, REQUEST).check()
+    assert sorted(path.name for path in bundle.path.glob(".writing-*")) == sorted(names[2:])
 
 
 def test_ctrl_c_stops_the_bench_there_and_resume_goes_on(device, bundle, told):

@@ -16,7 +16,14 @@ from oat_edge.bundle import Bundle, save_manifest
 from oat_edge.errors import DependencyError, InputError
 from oat_edge.remote.client import Session, agent_command, check_python, install_command
 from oat_edge.remote.fleet import bench_on
-from oat_edge.remote.ssh import Channel, LostError, check_host, explain, ssh_command
+from oat_edge.remote.ssh import (
+    MOST_SAID,
+    Channel,
+    LostError,
+    check_host,
+    explain,
+    ssh_command,
+)
 from tests.remote.conftest import REQUEST, target_of
 
 GOOD = {
@@ -208,3 +215,23 @@ def test_what_prints_without_end_is_no_agent(device):
     talker.write_text("#!/bin/sh\nexec yes\n")
     talker.chmod(0o755)
     assert "does not answer as oat-edge" in failure(device, python=str(talker))
+
+
+def test_what_is_said_without_end_is_kept_in_part_and_shown_as_it_is(device):
+    """A device that floods standard error, with escapes: its end is what counts."""
+    talker = device.folder / "talker"
+    talker.write_text(
+        "#!/bin/sh\n"
+        "head -c 3000000 /dev/zero | tr '\\0' 'x' >&2\n"
+        "printf 'a\\033]52;c;aWQ=\\007 \\033[2Jz' >&2\nexit 5\n"
+    )
+    talker.chmod(0o755)
+    channel = Channel(
+        target_of(device).host, agent_command(str(talker)), stopping=threading.Event()
+    )
+    while channel.receive():
+        pass
+    code, said = channel.ended()
+    assert code == 5 and len(said) <= MOST_SAID and said.isprintable()
+    assert said.endswith("z") and len(channel._said) <= MOST_SAID
+    channel.close()

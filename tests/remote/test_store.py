@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
 import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from oat_edge.bundle import MANIFEST
-from oat_edge.errors import InputError
+from oat_edge.errors import BuildError, InputError, OatEdgeError
 from oat_edge.files import sha256_file
-from oat_edge.remote.bench import Parcel, local_name, send_missing
+from oat_edge.remote.bench import Parcel, send_missing
 from oat_edge.remote.client import Session
 from oat_edge.remote.engines import check_name
 from oat_edge.remote.fleet import bench_on
-from oat_edge.remote.store import Store
-from oat_edge.remote.wire import MAGIC, Stream, WireError, pack
+from oat_edge.remote.store import Store, mark_used
+from oat_edge.remote.wire import (
+    MAGIC,
+    Stream,
+    WireError,
+    error_from_json,
+    error_to_json,
+    pack,
+    plain,
+)
 from tests.remote.conftest import REQUEST, target_of
 
 DATA = np.random.default_rng(0).bytes(1000)
@@ -161,14 +174,80 @@ def test_what_is_no_message_is_refused(line):
         Stream(lambda: next(pieces, b"")).message()
 
 
-def test_results_get_the_devices_name():
-    assert local_name("report.json", "orin") == "report-orin.json"
-    assert local_name("report-samples.npz", "orin") == "report-orin-samples.npz"
-    assert local_name("results.jsonl", "orin") == "results-orin.jsonl"
-    assert local_name(f"{'a' * 32}.engine", "orin") == f"engines/{'a' * 32}.engine"
-    for name in ("../x.json", "/x.json", ".x", "engines/x"):
-        with pytest.raises(InputError):
-            local_name(name, "orin")
-    for name in ("x.engine", f"{'a' * 32}.engine.sh", f"../{'a' * 32}.json"):
-        with pytest.raises(InputError):
-            check_name(name)
+@pytest.mark.parametrize("name", ["x.engine", f"{'a' * 32}.engine.sh", f"../{'a' * 32}.json"])
+def test_only_an_engines_name_is_kept_among_them(name):
+    with pytest.raises(InputError, match="expected an engine's"):
+        check_name(name)
+
+
+def test_environments_that_nobody_uses_go(store, monkeypatch):
+    """Not the one in use, not one of late, and not one that is being built now."""
+    old = time.time() - 40 * 86400
+    folder = store.root / "env"
+    for name in ("mine", "late", "gone", "cut short", "building"):
+        (folder / name / "lib").mkdir(parents=True)
+        if name not in ("cut short", "building"):
+            (folder / name / "ready").touch()
+        for path in (folder / name / "ready", folder / name):
+            if path.exists():
+                os.utime(path, (old, old))
+    monkeypatch.setattr(sys, "prefix", str(folder / "mine"))
+    mark_used(folder / "late")
+    with (folder / "building.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        store.clean()
+    left = {path.name for path in folder.iterdir() if path.is_dir()}
+    assert left == {"mine", "late", "building"}
+
+
+def test_every_start_of_the_agent_marks_its_environment(device, tmp_path):
+    env = device.folder / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", env], check=True)
+    (env / "ready").write_text('{"extras": [""]}')
+    os.utime(env / "ready", (0, 0))
+    (packages,) = env.glob("lib/python*/site-packages")
+    (packages / "ours.pth").write_text(f"{Path(np.__file__).parents[1]}\n")
+    session = Session(target_of(device).host, python=str(env / "bin" / "python"))
+    session.open()
+    session.close()
+    assert time.time() - (env / "ready").stat().st_mtime < 60
+
+
+@pytest.mark.parametrize("text", ["\x1b]52;c;aWQ=\x07", "\x9b2J", "a\nb", "\u202etxt", "\x7f"])
+def test_a_terminal_obeys_no_text_of_a_device(text):
+    value = plain({text: [text, {"x": text}], "λ €": 1})
+    assert json.dumps(value, ensure_ascii=False).isprintable() and value["λ €"] == 1
+    error = error_from_json({"class": text, "message": text, "traceback": None}, "orin")
+    assert type(error) is OatEdgeError
+
+
+def test_nesting_without_end_is_no_message():
+    for start in (b"", MAGIC):
+        pieces = iter([start + b'{"size": 0, "x": ' + b"[" * 200_000 + b"\n", b""])
+        stream = Stream(lambda pieces=pieces: next(pieces))
+        with pytest.raises(WireError):
+            stream.greeting() if start else stream.message()
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(WireError, match="nested"):
+        plain(deep)
+
+
+@pytest.mark.parametrize(
+    "name", ["annotations", "__name__", "BuildError", "InputError", "Exception"]
+)
+def test_an_error_is_one_of_ours_or_a_plain_one(name):
+    error = error_from_json({"class": name, "message": "m", "traceback": None}, "orin")
+    expected = {"BuildError": BuildError, "InputError": InputError}.get(name, OatEdgeError)
+    assert type(error) is expected and str(error) == "orin: m"
+
+
+def test_a_traceback_keeps_its_lines():
+    try:
+        raise KeyError("x\x1b[2J")
+    except KeyError as error:
+        sent = error_to_json(error)
+    text = str(error_from_json(plain(sent), "orin"))
+    assert text.splitlines()[1].startswith("Traceback") and text.count("\n") > 2
+    assert "\x1b" not in text

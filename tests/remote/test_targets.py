@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from oat_edge.device.system import System
@@ -157,6 +159,41 @@ def test_names_are_different_and_fit_into_file_names(pc):
     assert targets_from(["fleet"], system=pc)[0].name == "fleet-2"  # report-fleet.json is taken
     names = [one.name for one in targets]
     assert names == ["a-box", "b-box", "box-22", "1", "box2"]
+
+
+def test_a_host_gets_no_name_of_a_device(pc):
+    """Its report and its engines would be taken for the device's."""
+    add("orin", "nvidia@10.0.0.5")
+    add("box-2")
+    names = [one.name for one in targets_from(["me@orin", "orin", "me@ORIN"], system=pc)]
+    assert names == ["me-orin", "orin", "me-ORIN-2"]
+    again = targets_from(["a@box", "box-2", "ssh://a@box"], system=pc)
+    assert len({one.name for one in again}) == len(again)
+    assert next(one for one in again if str(one.host) == "user@orin").name == "box-2"
+
+
+def test_a_file_that_is_a_link_stays_one(tmp_path):
+    """The user's settings lie elsewhere, in a folder under version control."""
+    mine = tmp_path / "dotfiles" / "devices.toml"
+    mine.parent.mkdir()
+    mine.write_text("# mine\n")
+    devices_file().parent.mkdir(parents=True)
+    devices_file().symlink_to(mine)
+    add("orin")
+    assert devices_file().is_symlink() and "[devices.orin]" in mine.read_text()
+    remove_device("orin")
+    assert devices_file().is_symlink() and mine.read_text().startswith("# mine")
+    assert [path.name for path in mine.parent.iterdir()] == ["devices.toml"]
+
+
+def test_devices_that_are_added_at_once_are_all_there():
+    names = [f"d{number}" for number in range(12)]
+    threads = [threading.Thread(target=add, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(load_devices()) == sorted(names)
 
 
 @pytest.mark.parametrize(
