@@ -44,7 +44,7 @@ class BenchRequest:
     resume: bool = False
     """Do not repeat cells that results.jsonl holds."""
     lock_clocks: bool = False
-    """Hold the clocks at their highest while measuring; restored afterwards, however that ends."""
+    """Hold the clocks fixed while measuring; restored afterwards, however that ends."""
     power_mode: str | None = None
     """Of a Jetson: measure in this mode (name or id); restored afterwards."""
     sysroot: str | None = None

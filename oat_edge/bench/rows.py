@@ -16,7 +16,7 @@ from oat_edge.bench.report import LambdaCost, LambdaFlatness, Row
 from oat_edge.bench.statistics import DeviceMs, LatencyMs, lambda_spread
 from oat_edge.bundle import Artifact
 from oat_edge.calib.operating_points import on_operating_front
-from oat_edge.device.state import MonitorFacts, SpanState, power_of, state_of
+from oat_edge.device.state import MonitorFacts, Power, SpanState, State, power_of, state_of
 from oat_edge.evaluation.accuracy import Accuracy
 from oat_edge.evaluation.pack_set import TRANSFER, WORST
 
@@ -109,7 +109,9 @@ class _Timing:
     ) -> None:
         self.latency_ms: LatencyMs | None = None
         self.status: Literal["ok", "unstable", "failed"] = "failed"
-        self.device_ms = self.power = self.state = None
+        self.device_ms: DeviceMs | None = None
+        self.power: Power | None = None
+        self.state: State | None = None
         self.warnings: list[str] = []
         samples, spans = figure.samples.get(batch), figure.spans.get(batch, ())
         if samples is None:
@@ -134,8 +136,11 @@ class _Timing:
             self.warnings.append(f"device_ms: {figure.backend} does not tell times on the device")
         images = batch * len(samples.latency_ns)
         self.power, no_power = power_of(spans, images=images, facts=monitor, idle=idle)
-        self.state, troubles = state_of(spans, on_gpu=figure.on_gpu)
+        state, troubles = state_of(spans, on_gpu=figure.on_gpu)
+        self.state = state
         self.warnings += [*troubles, *figure.remarks]
+        if state.clock_note is not None:
+            self.warnings.append(f"state.clock_mhz: {state.clock_note}")
         if batch in figure.alone:
             self.warnings.append(ALONE)
         if no_power is not None:

@@ -33,7 +33,7 @@ app = typer.Typer(
 )
 # Base of the parser's errors (a bad option, a missing value), wherever this typer has it from.
 UsageError: Any = typer.BadParameter.__base__
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 
 for command in (train, export, bench, compare, inspect, doctor, demo):
     app.command()(command)
@@ -61,6 +61,8 @@ def main() -> None:
     """Run the command line; expected errors are one line and an exit code (DESIGN, section 5)."""
     # A closed pipe (`oat-edge inspect | head`) ends the program quietly, as it does other tools.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    # Asked to end (`kill`, a shutdown), it cleans up as after an error.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a λ must not end a program in a Latin-1 terminal

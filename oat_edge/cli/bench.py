@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from oat_edge.cli.options import JsonFile, Seed, Width
 from oat_edge.device.system import System
 from oat_edge.errors import InputError
 from oat_edge.operating_point import parse_list
+from oat_edge.remote.fleet import request_for
 from oat_edge.remote.targets import targets_from
 
 
@@ -104,7 +106,7 @@ def bench(
     ] = False,
     lock_clocks: Annotated[
         bool,
-        typer.Option("--lock-clocks", help="Highest clocks while measuring (root); put back."),
+        typer.Option("--lock-clocks", help="Fixed clocks while measuring (root); put back."),
     ] = False,
     power_mode: Annotated[
         str | None,
@@ -180,7 +182,9 @@ def bench(
     outputs = Outputs(json=json, csv=csv, plot=plot, strict=strict)
     console = output_console(json)
     if dry_run:
-        list_cells(request, opened, outputs, console)
+        # What other machines have done already, they know themselves.
+        asked = {one.name: replace(request_for(one, request), resume=False) for one in targets}
+        list_cells(asked or {None: request}, opened, outputs, console)
     elif targets:
         bench_remotely(request, opened, targets, outputs, console, bootstrap=bootstrap)
     else:

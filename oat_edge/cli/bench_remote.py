@@ -42,7 +42,9 @@ def bench_remotely(
     if len(targets) > 1:
         console.print()
         console.print(_comparison(fleet.results))
-        console.print(f"all reports: {fleet.save(bundle.path)}", markup=False)
+        saved = fleet.save(bundle.path)
+        if saved is not None:
+            console.print(f"all reports: {saved}", markup=False)
     _write(fleet, reports, bundle, outputs)
     if outputs.plot is not None:
         for name, report in reports:

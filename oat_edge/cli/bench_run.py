@@ -6,6 +6,7 @@ import dataclasses
 import json as json_module
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from oat_edge.bench.heatmap import plot_transfer, transfer_paths
 from oat_edge.bench.report import write_csv
-from oat_edge.bench.request import REPORT, BenchRequest, plan_request, run_request
+from oat_edge.bench.request import REPORT, BenchRequest, Planned, plan_request, run_request
 from oat_edge.bench.style import check_suffix
 from oat_edge.bundle import Bundle
 from oat_edge.cli.console import bar, plain_table, steps
@@ -118,31 +119,42 @@ def run_bench(request: BenchRequest, bundle: Bundle, console: Console) -> Report
     return report
 
 
-def list_cells(request: BenchRequest, bundle: Bundle, outputs: Outputs, console: Console) -> None:
-    """What `--dry-run` shows."""
-    planned = plan_request(request, bundle, say=lambda text, share=0.0: console.print(text))
-    table = plain_table(None, ["Cell", "File", "Batch", "About s", ""], left=2)
-    for one in planned:
-        batch = "" if one.cell.batch is None else str(one.cell.batch)
-        done = "done" if one.done else ""
-        table.add_row(one.cell.kind, one.cell.artifact.file, batch, f"{one.seconds:.0f}", done)
-    console.print(table)
-    left = [one for one in planned if not one.done]
-    console.print(
-        f"{len(left)} of {len(planned)} cells to measure, about "
-        f"{sum(one.seconds for one in left):.0f} s and what accuracy takes; nothing was measured"
-    )
-    cells = [
-        {
-            "kind": one.cell.kind,
-            "artifact": one.cell.artifact.file,
-            "batch": one.cell.batch,
-            "about_s": one.seconds,
-            "done": one.done,
-        }
-        for one in planned
-    ]
-    outputs.write_json({"schema": "oat-edge/bench-plan/1", "cells": cells})
+def list_cells(
+    requests: Mapping[str, BenchRequest] | Mapping[None, BenchRequest],
+    bundle: Bundle,
+    outputs: Outputs,
+    console: Console,
+) -> None:
+    """What `--dry-run` shows, of this machine (None) or of others by their names."""
+    plans = []
+    for name, request in requests.items():
+        if name is not None:
+            console.print(name, style="bold", markup=False)
+        planned = plan_request(request, bundle, say=lambda text, share=0.0: console.print(text))
+        table = plain_table(None, ["Cell", "File", "Batch", "About s", ""], left=2)
+        for one in planned:
+            batch = "" if one.cell.batch is None else str(one.cell.batch)
+            done = "done" if one.done else ""
+            table.add_row(one.cell.kind, one.cell.artifact.file, batch, f"{one.seconds:.0f}", done)
+        console.print(table)
+        left = [one for one in planned if not one.done]
+        console.print(
+            f"{len(left)} of {len(planned)} cells to measure, about "
+            f"{sum(one.seconds for one in left):.0f} s and what accuracy takes; nothing was "
+            "measured"
+        )
+        plans += [{"target": name, **_cell_json(one)} for one in planned]
+    outputs.write_json({"schema": "oat-edge/bench-plan/1", "cells": plans})
+
+
+def _cell_json(one: Planned) -> dict[str, Any]:
+    return {
+        "kind": one.cell.kind,
+        "artifact": one.cell.artifact.file,
+        "batch": one.cell.batch,
+        "about_s": one.seconds,
+        "done": one.done,
+    }
 
 
 def draw(report: Report, plot: Path, console: Console) -> None:

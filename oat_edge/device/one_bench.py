@@ -15,8 +15,8 @@ from pathlib import Path
 from oat_edge.device.machine_files import lock_dirs
 
 NAME = "oat-edge-bench.lock"
-# A link could name any file of whoever runs this; a pipe would block.
-FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# A link could name any file of whoever runs this.
+FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextmanager

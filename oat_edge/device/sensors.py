@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TypeVar
 
 from oat_edge.device.jetson import gpu_devfreq
 from oat_edge.device.kept_open import KeptOpen
 from oat_edge.device.power import GpuBoard
-from oat_edge.device.state import Range, median
+from oat_edge.device.state import Range
 from oat_edge.device.system import System
 
 CPU_CLOCKS = "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from oat_edge.device.clock_drop import READINGS, Clock, find_drop, gather
 
@@ -146,13 +147,6 @@ def state_of(spans: Sequence[SpanState], *, on_gpu: bool) -> tuple[State, tuple[
         clock_note=note,
     )
     return state, tuple(warnings)
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle one, or the mean of the two in the middle."""
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def _too_short(spans: Sequence[SpanState], facts: MonitorFacts) -> str:

@@ -103,3 +103,13 @@ def test_a_dry_run_goes_nowhere(orin, bundle, main):
     ended = main("bench", bundle.path, *QUICK, "--device", "orin", "--dry-run", "--format", "onnx")
     assert ended.code == 0 and "cells to measure" in ended.out
     assert not orin.cache.exists()
+
+
+def test_a_dry_run_does_not_take_what_was_done_here_for_done_there(orin, bundle, main):
+    assert main("bench", bundle.path, *QUICK).code == 0
+    assert main("bench", bundle.path, *QUICK, "--resume", "--dry-run").out.count("done") > 3
+    options = ("--host", orin.host, "--host", "orin", "--format", "onnx", "--processor", "cpu")
+    ended = main("bench", bundle.path, *QUICK, "--resume", "--dry-run", *options, "--json", "-")
+    assert ended.code == 0, ended.err
+    cells = json.loads(ended.out)["cells"]
+    assert len({one["target"] for one in cells}) == 2 and not any(one["done"] for one in cells)

@@ -149,7 +149,8 @@ def test_of_two_unlabelled_ina238_none_is_the_input(tmp_path: Path) -> None:
     thor(tmp_path)
     for address in ("1-0044", "1-0045"):
         chip(tmp_path, name="ina238", address=address, power1_input=1_500_000)
-    assert total_of(find_rails(System(tmp_path)))[0] is None
+    total, reason = total_of(find_rails(System(tmp_path)))
+    assert total is None and reason is not None and "ina238 1-0044, ina238 1-0045" in reason
 
 
 def test_two_rails_of_one_name_are_no_total(tmp_path: Path) -> None:
