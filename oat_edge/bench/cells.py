@@ -6,7 +6,8 @@ cells live side by side, because they take turns; the others come and go.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +18,14 @@ from oat_edge.bench.records import part_from_json, warm_up_from_json
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.runtime.artifacts import ENGINES
 from oat_edge.runtime.child import ChildFailedError
-from oat_edge.runtime.worker import Event, Worker
+from oat_edge.runtime.worker import Worker
 
 Kind = Literal["engine", "latency", "throughput", "accuracy", "memory", "layers"]
 LATENCY: Literal["latency"] = "latency"
 THROUGHPUT: Literal["throughput"] = "throughput"
 PROCESS = "oat_edge.bench.cell_process"
+# Processes that are started before their turn.
+AHEAD = 2
 # Only for estimates of the time left: what starting a process and opening a file costs.
 OPEN_GUESS_S = 1.0
 
@@ -98,12 +101,25 @@ class Opener:
         }
         return Worker(f"{PROCESS}:{opener}", request)
 
-    def ask_once(
-        self, cell: Cell, opener: str, question: dict[str, Any], event: Event = lambda _: None
-    ) -> Any:
-        """One question to a process that is started for it; raises as `Worker.ask` does."""
-        with self.start(cell, opener) as worker:
-            return worker.ask(question, silence_s=self.config.timeout_s, event=event)
+    def start_all(
+        self, cells: Sequence[Cell], opener: str
+    ) -> Generator[tuple[Cell, Worker], None, None]:
+        """A process for each cell, which the caller closes.
+
+        While one is at work the next ones start: that takes as long as opening a small file, and
+        nothing is timed meanwhile. Those that nobody took are closed at the end.
+        """
+        coming = deque(cells)
+        started: deque[tuple[Cell, Worker]] = deque()
+        try:
+            while coming or started:
+                while coming and len(started) < AHEAD:
+                    cell = coming.popleft()
+                    started.append((cell, self.start(cell, opener)))
+                yield started.popleft()
+        finally:
+            for _, worker in started:
+                worker.close()
 
 
 class LatencyCell:
@@ -112,12 +128,12 @@ class LatencyCell:
     Raises what opening raises.
     """
 
-    def __init__(self, cell: Cell, opener: Opener) -> None:
+    def __init__(self, cell: Cell, worker: Worker, config: BenchConfig) -> None:
         self.cell = cell
         self.name = f"{cell.artifact.file} batch {cell.batch}"
-        self._config = opener.config
-        self._silence_s = opener.config.timeout_s
-        self._worker = opener.start(cell, "network")
+        self._config = config
+        self._silence_s = config.timeout_s
+        self._worker = worker
         try:
             self.facts = self.ask_facts()
         except BaseException:

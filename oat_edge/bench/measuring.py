@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +24,7 @@ from oat_edge.errors import BuildError, OatEdgeError, UnstableError
 from oat_edge.evaluation.pack_set import PackSet
 from oat_edge.runtime.child import ChildFailedError
 from oat_edge.runtime.engines import Say
-from oat_edge.runtime.worker import ChildSilentError
+from oat_edge.runtime.worker import ChildSilentError, Worker
 
 # A builder that tries kernels says nothing for minutes, and may wait for another one.
 BUILD_SILENCE_S = 3600.0
@@ -63,10 +65,8 @@ class Measuring:
         self._accuracy(kinds["accuracy"], stages.begin("accuracy"))
         stages.begin("memory")
         for cell in kinds["memory"]:
-            self._once(cell, lambda cell=cell: self._memory_of(cell))  # type: ignore[misc]
-        stages.begin("layers")
-        for cell in kinds["layers"]:
-            self._once(cell, lambda cell=cell: self._layers_of(cell))  # type: ignore[misc]
+            self._once(cell, functools.partial(self._memory_of, cell))
+        self._layers(kinds["layers"], stages.begin("layers"))
         stages.finish()
 
     def _engines(self, cells: Sequence[Cell], _: Progress) -> None:
@@ -109,21 +109,34 @@ class Measuring:
             raise error if isinstance(error, OatEdgeError) else UnstableError(in_short(error))
 
     def _accuracy(self, cells: Sequence[Cell], progress: Progress) -> None:
-        for cell in cells:
+        def outcomes(cell: Cell, worker: Worker) -> dict[str, Any]:
             pinned = cell.artifact.pinned_lambda
             question = {
                 "do": "outcomes",
                 "lambdas": list(self.lambdas) if pinned is None else [pinned],
                 "label": cell.name,
             }
-            self._once(
-                cell,
-                lambda cell=cell, question=question: {  # type: ignore[misc]
-                    "outcomes": self.opener.ask_once(
-                        cell, "accuracy", question, lambda told: progress(*told)
-                    )
-                },
-            )
+            silence_s = self.config.timeout_s
+            found = worker.ask(question, silence_s=silence_s, event=lambda told: progress(*told))
+            return {"outcomes": found}
+
+        self._each(cells, "accuracy", outcomes)
+
+    def _layers(self, cells: Sequence[Cell], _: Progress) -> None:
+        def profiles(_: Cell, worker: Worker) -> dict[str, Any]:
+            return {"profiles": worker.ask({"do": "profiles"}, silence_s=self.config.timeout_s)}
+
+        self._each(cells, "layers", profiles)
+
+    def _each(
+        self, cells: Sequence[Cell], opener: str, work: Callable[[Cell, Worker], dict[str, Any]]
+    ) -> None:
+        """One after the other what is not in the results yet, each in its process."""
+        left = [cell for cell in cells if not self._measured(cell)]
+        with closing(self.opener.start_all(left, opener)) as starting:
+            for cell, worker in starting:
+                with worker:
+                    self._once(cell, functools.partial(work, cell, worker))
 
     def _memory_of(self, cell: Cell) -> dict[str, Any]:
         assert cell.batch is not None
@@ -142,9 +155,6 @@ class Measuring:
             "gpu_added_mb": (cost.gpu_added_mb or {}).get(cell.batch),
             "gpu_reason": cost.gpu_reason,
         }
-
-    def _layers_of(self, cell: Cell) -> dict[str, Any]:
-        return {"profiles": self.opener.ask_once(cell, "layers", {"do": "profiles"})}
 
     def _once(self, cell: Cell, work: Callable[[], dict[str, Any]]) -> None:
         """Do what is not in the results yet, and keep it there; a failure costs this cell."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +72,11 @@ class SideBySide:
         """As many as memory holds, and the others. A width stays together as far as it can."""
         opened: list[LatencyCell] = []
         room = Room(System())
-        for index, cell in enumerate(cells):
+        starting = stack.enter_context(closing(self.opener.start_all(cells, "network")))
+        for index, (cell, worker) in enumerate(starting):
+            stack.callback(worker.close)
             if not room.for_another():
+                starting.close()
                 left = list(cells[index:])
                 width = cell.artifact.width
                 parted = [one for one in opened if one.cell.artifact.width == width]
@@ -84,13 +87,12 @@ class SideBySide:
                     opened = opened[: len(opened) - len(parted)]
                 return opened, left
             try:
-                one = LatencyCell(cell, self.opener)
+                one = LatencyCell(cell, worker, self.config)
             except FINAL:
                 raise
             except (OatEdgeError, ChildFailedError) as error:
                 self._fail(cell, error)
                 continue
-            stack.callback(one.close)
             self.results.add({"kind": "facts", **cell.place, **one.facts})
             opened.append(one)
             room.opened()

@@ -137,6 +137,7 @@ def _only_jetson(system: System) -> str:
         detected = f"board '{board}'" if board else "no Jetson board"
         raise DependencyError(
             f"device is 'jetson', but this machine is none (detected: {detected}): name yours "
-            "with `oat-edge devices add orin user@orin`, or say --host user@orin"
+            "with `oat-edge devices add orin user@orin`, say --host user@orin, or use --device cpu "
+            "or cuda here"
         )
     return jetsons[0]

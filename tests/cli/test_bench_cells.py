@@ -92,12 +92,6 @@ def test_a_stopped_bench_goes_on_with_what_is_left(folder, main, number, code):
     assert re.search(r"^0 of \d+ cells to measure", again.out, re.MULTILINE)
 
 
-def test_resume_with_other_settings_says_what_differs(folder, main):
-    assert main("bench", folder, *QUICK).code == 0
-    ended = main("bench", folder, *QUICK, "--resume", "--seed", 1)
-    check_refused(ended, "another settings", "without --resume")
-
-
 def test_a_failed_cell_is_exit_8_with_the_report_written(folder, main, monkeypatch):
     fault = {"in": "accuracy", "do": "outcomes", "how": "kill"}
     monkeypatch.setattr(cells, "PROCESS", "tests.bench.faulty")
@@ -115,6 +109,8 @@ def test_a_failed_cell_is_exit_8_with_the_report_written(folder, main, monkeypat
     report = json.loads((folder / "report.json").read_text())
     assert [row["latency_ms"] for row in report["rows"]] == times and report["failures"] == {}
     assert all(row["standard_accuracy"] is not None for row in report["rows"])
+    other = main("bench", folder, *QUICK, "--resume", "--seed", 1)
+    check_refused(other, "another settings.seed: it was 0, is 1", "without --resume")
 
 
 def test_the_cpu_of_a_jetson_is_benched_where_the_board_is_one(folder, main):
