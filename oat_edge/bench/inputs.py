@@ -39,9 +39,9 @@ def check_device(device: str, *, on_gpu: bool | None = None, system: System | No
     system = system or System()
     if device == "jetson" and not is_jetson(system):
         raise DependencyError(
-            f"device is 'jetson': this is none (detected: {detected(system)}); measure one over "
-            "SSH with --host user@orin, name it once with `oat-edge devices add orin user@orin`, "
-            "or use --device cpu or cuda"
+            f"device is 'jetson': this is none (detected: {detected(system)}); use --device cpu "
+            "or cuda here, or measure one over SSH: --host user@orin, or name it once with "
+            "`oat-edge devices add orin user@orin`"
         )
     if device == "cuda" or on_gpu in (None, True):
         other = "--device cpu" if device == "cuda" else "--processor cpu"

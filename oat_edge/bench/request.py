@@ -16,7 +16,7 @@ from oat_edge.bench.latency import Progress
 from oat_edge.bench.report import Report, save_report
 from oat_edge.bench.results import Results
 from oat_edge.bench.run import bench_bundle
-from oat_edge.bench.side_by_side import measured
+from oat_edge.bench.side_by_side import LATENCY, measured, rounds_of
 from oat_edge.bundle import Bundle
 from oat_edge.config import from_json
 from oat_edge.device.control import held, restore_leftover
@@ -77,6 +77,8 @@ class Planned:
     """About how long it takes, as far as that is known beforehand."""
     done: bool
     """An unfinished bench has measured it: --resume does not repeat it."""
+    turns: int = 0
+    """Of a latency cell, the turns that it has measured; they are not repeated either."""
 
 
 def run_request(
@@ -139,12 +141,15 @@ def plan_request(
     if request.resume:
         key = asked_key(bundle, artifacts, config, lambdas)
         results = Results.peek((folder or bundle.path) / RESULTS, key)
-    return tuple(
-        Planned(
-            cell, seconds(cell, config), results is not None and measured(results, cell, config)
-        )
-        for cell in cells
-    )
+
+    def planned(cell: Cell) -> Planned:
+        about_s = seconds(cell, config)
+        if results is None:
+            return Planned(cell, about_s, False)
+        turns = len(rounds_of(results, *cell.where)) if cell.kind == LATENCY else 0
+        return Planned(cell, about_s, measured(results, cell, config), turns)
+
+    return tuple(map(planned, cells))
 
 
 def _choose(

@@ -18,7 +18,7 @@ from oat_edge.errors import InputError
 from oat_edge.files import write_bytes
 
 SCHEMA = "oat-edge/bench-results/1"
-REMEDY = "bench without --resume starts anew"
+REMEDY = "leave out --resume, which measures all anew"
 Record = dict[str, Any]
 # Kinds of records that hold something measured.
 FIGURES = ("part", "throughput", "accuracy", "memory", "layers")
@@ -143,7 +143,7 @@ def _check_key(
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         raise InputError(
             f"{path} was measured with another {name}: it was {_short(was)}, is {_short(now)}"
-            f"{more}: {REMEDY}"
+            f"{more}: take the same options, or {REMEDY}"
         )
 
 

@@ -152,6 +152,8 @@ def bench(
     opened = Bundle.open(path or bundle or Path("bundles/latest"))
     system = System() if sysroot is None else System(sysroot)
     targets = targets_from(host or [], hosts, device, system=system)
+    if bootstrap and not targets:
+        raise InputError("--bootstrap installs on another machine: name one with --host")
     kind = targets[0].device if targets else device or "cpu"
     make = BenchConfig.quick if quick else BenchConfig
     config = make(

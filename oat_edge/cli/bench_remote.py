@@ -33,7 +33,11 @@ def bench_remotely(
 ) -> None:
     """Measure there, print, and write; then raise what failed."""
     outputs.check(bundle)
-    fleet = _measure(request, bundle, targets, console, bootstrap=bootstrap)
+    try:
+        fleet = _measure(request, bundle, targets, console, bootstrap=bootstrap)
+    except KeyboardInterrupt:
+        console.print("what was measured is kept there: the same command with --resume goes on")
+        raise
     reports = [(one.target.name, one.report) for one in fleet.results if one.report is not None]
     for name, report in reports:
         console.print(f"\n{name}", style="bold", markup=False)
@@ -72,7 +76,8 @@ def _measure(
         def report(name: str, done_s: float, total_s: float, label: str) -> None:
             if progress is not None:
                 text = f"{name}: {label}"
-                progress.update(tasks[name], completed=done_s, total=total_s, description=text)
+                share = done_s / max(total_s, 1e-9)
+                progress.update(tasks[name], completed=share, total=1.0, description=text)
 
         def say(text: str, share: float = 0.0) -> None:
             if not share:

@@ -15,7 +15,15 @@ from rich.console import Console
 
 from oat_edge.bench.heatmap import plot_transfer, transfer_paths
 from oat_edge.bench.report import write_csv
-from oat_edge.bench.request import REPORT, BenchRequest, Planned, plan_request, run_request
+from oat_edge.bench.request import (
+    REPORT,
+    RESULTS,
+    BenchRequest,
+    Planned,
+    plan_request,
+    run_request,
+)
+from oat_edge.bench.results import FIGURES, Results
 from oat_edge.bench.style import check_suffix
 from oat_edge.bundle import Bundle
 from oat_edge.cli.console import bar, plain_table, steps
@@ -91,6 +99,23 @@ def check_rows(report: Report, *, strict: bool) -> None:
 
 def run_bench(request: BenchRequest, bundle: Bundle, console: Console) -> Report:
     """Bench with progress, write report.json into the bundle, and print the result."""
+    try:
+        report = _measure(request, bundle, console)
+    except KeyboardInterrupt:
+        kept = sum(one["kind"] in FIGURES for one in Results.peek(bundle.path / RESULTS).records)
+        if kept:
+            console.print(
+                f"kept in {bundle.path / RESULTS}: {kept} turns and other measurements; the same "
+                "command with --resume goes on",
+                markup=False,
+            )
+        raise
+    print_report(report, console)
+    console.print(f"report: {bundle.path / REPORT}", markup=False)
+    return report
+
+
+def _measure(request: BenchRequest, bundle: Bundle, console: Console) -> Report:
     if console.is_terminal:
         with bar(console) as progress:
             task = progress.add_task("bench", total=None)
@@ -102,21 +127,18 @@ def run_bench(request: BenchRequest, bundle: Bundle, console: Console) -> Report
                 console.print(text, markup=False)
                 progress.reset(task)  # each step has its own time left
 
-            report = run_request(
+            return run_request(
                 request,
                 bundle,
+                # A total that moves would make the bar forget its pace, and so the time left.
                 progress=lambda done_s, total_s, label: progress.update(
-                    task, completed=done_s, total=total_s, description=label
+                    task, completed=done_s / max(total_s, 1e-9), total=1.0, description=label
                 ),
                 say=say,
             )
-    else:
-        console.print(f"bench of {bundle.path.name} on {request.config.device} …", markup=False)
-        with steps(console) as say:
-            report = run_request(request, bundle, say=say)
-    print_report(report, console)
-    console.print(f"report: {bundle.path / REPORT}", markup=False)
-    return report
+    console.print(f"bench of {bundle.path.name} on {request.config.device} …", markup=False)
+    with steps(console) as say:
+        return run_request(request, bundle, say=say)
 
 
 def list_cells(
@@ -134,14 +156,15 @@ def list_cells(
         table = plain_table(None, ["Cell", "File", "Batch", "About s", ""], left=2)
         for one in planned:
             batch = "" if one.cell.batch is None else str(one.cell.batch)
-            done = "done" if one.done else ""
+            done = "done" if one.done else f"{one.turns} turns done" if one.turns else ""
             table.add_row(one.cell.kind, one.cell.artifact.file, batch, f"{one.seconds:.0f}", done)
         console.print(table)
         left = [one for one in planned if not one.done]
+        about_s = sum(one.seconds for one in left)
+        more = " and what accuracy takes" if any(o.cell.kind == "accuracy" for o in left) else ""
+        about = f", about {about_s:.0f} s{more}" if left else ""
         console.print(
-            f"{len(left)} of {len(planned)} cells to measure, about "
-            f"{sum(one.seconds for one in left):.0f} s and what accuracy takes; nothing was "
-            "measured"
+            f"{len(left)} of {len(planned)} cells to measure{about}; nothing was measured"
         )
         plans += [{"target": name, **_cell_json(one)} for one in planned]
     outputs.write_json({"schema": "oat-edge/bench-plan/1", "cells": plans})
@@ -154,6 +177,7 @@ def _cell_json(one: Planned) -> dict[str, Any]:
         "batch": one.cell.batch,
         "about_s": one.seconds,
         "done": one.done,
+        "turns_done": one.turns,
     }
 
 

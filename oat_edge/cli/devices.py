@@ -23,9 +23,15 @@ from oat_edge.remote.devices import (
 from oat_edge.remote.ssh import check_host
 
 devices = typer.Typer(
-    no_args_is_help=True,
+    invoke_without_command=True,
     help="Name machines once, then bench --device NAME.",
 )
+
+
+@devices.callback()
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        show()
 
 
 @devices.command("add")

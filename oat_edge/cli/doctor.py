@@ -26,6 +26,8 @@ from oat_edge.runtime.cuda import gpu
 from oat_edge.runtime.engines import build_target
 from oat_edge.runtime.recipe import LIBRARIES
 
+# A recorded tree of a machine has some of them.
+TOP_FOLDERS = ("proc", "sys", "etc", "commands")
 # distribution -> (module that is imported, what it is for)
 PACKAGES = {
     "torch": ("torch", "train, export"),
@@ -59,6 +61,11 @@ def doctor(json: JsonFile = None, sysroot: SysrootDir = None) -> None:
         raise InputError(
             f"--sysroot is {sysroot}, which is no folder: expected a recorded tree of a machine "
             "(with its proc, sys and etc)"
+        )
+    if sysroot is not None and not any((sysroot / name).is_dir() for name in TOP_FOLDERS):
+        raise InputError(
+            f"--sysroot is {sysroot}, which holds none of {', '.join(TOP_FOLDERS)}: expected a "
+            "recorded tree of a machine"
         )
     system = System() if sysroot is None else System(sysroot)
     environment = collect(system=system)

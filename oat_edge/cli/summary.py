@@ -246,8 +246,8 @@ def _transfer(report: Report) -> list[str]:
         return []
     lowered = [_lowered_by_transfer(row) for row in report.transfer_rows]
     known = [share for share in lowered if share is not None]
-    all_of_them = f"; those of all together by up to {100 * max(known):.1f}" if known else ""
-    return [line + all_of_them]
+    most = max(known, default=0.0)
+    return [line + (f"; those of all together by up to {100 * most:.1f}" if most > 0 else "")]
 
 
 def _lowered_by_transfer(row: Row) -> float | None:

@@ -118,7 +118,8 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"hosts {path} cannot be read ({error}): expected one a line") from None
+        why = getattr(error, "strerror", None) or "is no text"
+        raise InputError(f"hosts {path} cannot be read ({why}): expected one a line") from None
     texts = [line.partition("#")[0].strip() for line in lines]
     found = [(text, f"{path}:{number}: ") for number, text in enumerate(texts, 1) if text]
     if not found:

@@ -48,7 +48,7 @@ def test_cut_anywhere_the_whole_lines_are_there_and_go_on(path, data):
 @pytest.mark.parametrize("content", [b"", b"{}\n", b"\x00" * 40, b'{"schema": "other/1"}\n[]\n'])
 def test_what_is_no_results_file_is_left_alone(path, content):
     path.write_bytes(content)
-    with pytest.raises(InputError, match="without --resume starts anew"):
+    with pytest.raises(InputError, match="leave out --resume"):
         Results.open(path, KEY, resume=True)
     assert path.read_bytes() == content
 
@@ -64,7 +64,7 @@ def test_damage_in_the_middle_is_not_taken_for_a_crash(path):
 
 def test_another_key_names_what_differs(path):
     filled(path)
-    with pytest.raises(InputError, match=r"another settings\.seed: it was 0, is 1: bench without"):
+    with pytest.raises(InputError, match=r"another settings\.seed: it was 0, is 1: take the same"):
         Results.open(path, {**KEY, "settings": {"seed": 1}}, resume=True)
 
 

@@ -119,7 +119,7 @@ def test_other_settings_are_not_mixed_in(bundle, tmp_path, changes, name):
     results = tmp_path / "results.jsonl"
     bench(bundle, results, resume=False, config=QUICKEST)
     content = results.read_bytes()
-    with pytest.raises(InputError, match=rf"another {name}\..*without --resume"):
+    with pytest.raises(InputError, match=rf"another {name}\..*leave out --resume"):
         bench(bundle, results, resume=True, config=dataclasses.replace(QUICKEST, **changes))
     assert results.read_bytes() == content
 

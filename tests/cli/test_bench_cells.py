@@ -77,12 +77,13 @@ def test_a_stopped_bench_goes_on_with_what_is_left(folder, main, number, code):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == code and "Traceback" not in err
+    assert ("--resume goes on" in out) == (number == signal.SIGINT)
     assert not (folder / "report.json").exists()
     before = finished(folder)
     listed = main("bench", folder, *QUICK, "--resume", "--dry-run")
-    assert listed.code == 0, listed.err
+    assert listed.code == 0 and re.search(r"\d turns done", listed.out), listed
     ended = main("bench", folder, *QUICK, "--resume")
     assert ended.code == 0, ended.err
     after = finished(folder)
@@ -110,7 +111,7 @@ def test_a_failed_cell_is_exit_8_with_the_report_written(folder, main, monkeypat
     assert [row["latency_ms"] for row in report["rows"]] == times and report["failures"] == {}
     assert all(row["standard_accuracy"] is not None for row in report["rows"])
     other = main("bench", folder, *QUICK, "--resume", "--seed", 1)
-    check_refused(other, "another settings.seed: it was 0, is 1", "without --resume")
+    check_refused(other, "another settings.seed: it was 0, is 1", "leave out --resume")
 
 
 def test_the_cpu_of_a_jetson_is_benched_where_the_board_is_one(folder, main):
@@ -134,6 +135,7 @@ def test_the_cpu_of_a_jetson_is_benched_where_the_board_is_one(folder, main):
         (("--timeout", "nan"), ("timeout_s is nan",)),
         (("--device", "tpu"), ("'tpu'", "cpu, cuda, jetson")),
         (("--host", "-oProxyCommand=touch x"), ("-oProxyCommand",)),
+        (("--bootstrap",), ("--bootstrap installs on another machine", "--host")),
     ],
 )
 def test_what_makes_no_sense_is_one_line(folder, main, options, parts):

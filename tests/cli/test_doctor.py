@@ -76,7 +76,14 @@ def test_a_tree_that_is_not_there_is_one_line(name, main):
     assert name in ended.err and "expected" in ended.err
 
 
-def test_an_empty_folder_is_a_machine_of_which_nothing_is_known(main):
-    Path("empty").mkdir()
+def test_an_empty_tree_is_a_machine_of_which_nothing_is_known(main):
+    Path("empty/proc").mkdir(parents=True)
     ended = main("doctor", "--sysroot", "empty")
     assert ended.code == 0 and "unknown" in ended.out
+
+
+def test_a_folder_of_something_else_is_no_machine(main):
+    Path("docs").mkdir()
+    ended = main("doctor", "--sysroot", "docs")
+    (line,) = ended.err.splitlines()
+    assert ended.code == 2 and "holds none of proc, sys, etc" in line
