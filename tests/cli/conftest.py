@@ -4,11 +4,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from oat_edge import cli
+from oat_edge.bench.config import BenchConfig
 
 
 class Ended(NamedTuple):
@@ -19,12 +20,31 @@ class Ended(NamedTuple):
     err: str
 
 
+REAL_QUICK = vars(BenchConfig)["quick"]
+
+
+def quickest(cls: type[BenchConfig], **changes: Any) -> BenchConfig:
+    """What --quick means in these tests: what is measured for how long, others test."""
+    short: dict[str, Any] = {
+        "min_seconds": 0.1,
+        "min_iterations": 30,
+        "rounds": 3,
+        "warmup_min_s": 0.05,
+        "warmup_cap_s": 0.2,
+        "rewarm_s": 0.0,
+        "throughput_seconds": 0.1,
+        "idle_seconds": 0.1,
+    }
+    return cls(**{**short, **changes})
+
+
 @pytest.fixture
 def main(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Iterator[Callable[..., Ended]]:
     """Run `oat-edge` in this process, in an empty folder: no second import of torch."""
     handler = signal.getsignal(signal.SIGPIPE)
+    monkeypatch.setattr(BenchConfig, "quick", classmethod(quickest))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from oat_edge.bench import cells
+from oat_edge.bench.config import BenchConfig
 from oat_edge.bench.results import Results
+from tests.cli.conftest import REAL_QUICK
 from tests.cli.test_bench import QUICK, check_refused
 
 pytestmark = pytest.mark.usefixtures("frozen_heap")
@@ -71,7 +73,8 @@ def finished(folder):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_stopped_bench_goes_on_with_what_is_left(folder, main, number, code):
+def test_a_stopped_bench_goes_on_with_what_is_left(folder, main, monkeypatch, number, code):
+    monkeypatch.setattr(BenchConfig, "quick", REAL_QUICK)  # as in the other process
     process = run(folder)
     while len(finished(folder)) < 3:
         assert process.poll() is None, process.communicate()
