@@ -61,16 +61,9 @@ def wheel_name() -> str:
 
 def build_wheel() -> bytes:
     """The wheel's content; `DependencyError` if this package is on the path but not installed."""
-    try:
-        installed = metadata.distribution("oat-edge")
-    except metadata.PackageNotFoundError:
-        raise DependencyError(
-            "oat-edge is not installed here, only found on the path: pip install it, then it can "
-            "be installed on devices"
-        ) from None
     facts = f"oat_edge-{__version__}.dist-info"
     contents = {name: path.read_bytes() for name, path in package_files().items()}
-    contents[f"{facts}/METADATA"] = (installed.read_text("METADATA") or "").encode()
+    contents[f"{facts}/METADATA"] = _metadata().encode()
     contents[f"{facts}/WHEEL"] = (
         f"Wheel-Version: 1.0\nGenerator: oat-edge ({__version__})\n"
         "Root-Is-Purelib: true\nTag: py3-none-any\n"
@@ -87,6 +80,20 @@ def build_wheel() -> bytes:
             entry.create_system = 3  # Unix, wherever it is made
             archive.writestr(entry, data, zipfile.ZIP_DEFLATED)
     return file.getvalue()
+
+
+def _metadata() -> str:
+    """What the package needs, as the installed one says it."""
+    found = list(metadata.distributions(name="oat-edge"))
+    # A checkout's oat_edge.egg-info may come first on the path; it calls the same text PKG-INFO.
+    for name in ("METADATA", "PKG-INFO"):
+        for installed in found:
+            if text := installed.read_text(name):
+                return text
+    raise DependencyError(
+        "oat-edge is not installed here, only found on the path: pip install it, then it can be "
+        "installed on devices"
+    )
 
 
 def env_name() -> str:

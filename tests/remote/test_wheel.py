@@ -59,6 +59,18 @@ def test_pip_installs_it_and_the_installed_package_has_the_same_digest_and_wheel
     assert wheel == hashlib.sha256(build_wheel()).hexdigest()
 
 
+def test_a_checkouts_egg_info_is_not_taken_for_the_installed_package(tmp_path, monkeypatch):
+    """It lies where `pip install -e` was run, and comes first on the path there."""
+    expected = build_wheel()
+    (tmp_path / "oat_edge.egg-info").mkdir()
+    (tmp_path / "oat_edge.egg-info/PKG-INFO").write_text("Metadata-Version: 2.1\nName: oat-edge\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert build_wheel() == expected
+    archive = zipfile.ZipFile(io.BytesIO(expected))
+    text = archive.read(f"oat_edge-{oat_edge.__version__}.dist-info/METADATA").decode()
+    assert "\nVersion: " in text and "Requires-Dist: numpy" in text
+
+
 def test_the_digest_is_over_all_code():
     files = package_files()
     assert len(files) > 100 and f"oat_edge/{oat_edge.__name__}.py" not in files
