@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 from types import SimpleNamespace
 
+import pynvml
 import pytest
 
 from oat_edge.bench import schema
@@ -16,8 +17,6 @@ from oat_edge.device.nvidia import (
 )
 from oat_edge.device.system import System
 from tests.gpus import on_gpu, without_gpu
-
-pynvml = pytest.importorskip("pynvml")
 
 UUID = "GPU-6d1ac4ee-0000-1111-2222-333344445555"
 

@@ -188,7 +188,6 @@ def test_idle_clocks_and_clocks_that_were_set_are_no_throttling(
 
 @on_gpu
 def test_a_real_gpu_tells_its_energy() -> None:
-    pytest.importorskip("pynvml")
     source, reason = power_source(System(), on_gpu=True)
     assert source is not None, reason
     assert source.read() > 0
