@@ -7,6 +7,10 @@ PY := $(VENV)/bin/python
 # Empty: torch comes from wherever pip looks, as constraints.txt pins it.
 TORCH_INDEX ?=
 
+# Processes that run the tests: as many as there are cores. Modules stay whole, so what their tests
+# share is made once.
+WORKERS ?= auto
+
 .PHONY: setup demo test lint bench gpu clean
 
 setup: $(VENV)/.ready
@@ -21,7 +25,7 @@ demo: setup
 	$(VENV)/bin/oat-edge demo
 
 test: setup lint
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadscope
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -55,7 +55,9 @@ test_resume.bench(Bundle.open(sys.argv[1]), Path(sys.argv[2]), resume=True)
 """
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 def test_killed_anywhere_a_bench_repeats_no_finished_cell(
     bundle, tmp_path, child_environment, seed
 ):

@@ -72,7 +72,10 @@ def finished(folder):
     ]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow)],
+)
 def test_a_stopped_bench_goes_on_with_what_is_left(folder, main, monkeypatch, number, code):
     monkeypatch.setattr(BenchConfig, "quick", REAL_QUICK)  # as in the other process
     process = run(folder)

@@ -69,7 +69,10 @@ def test_the_transfer_grid_is_of_the_strongest_attack_and_goes_into_the_worst_ca
     assert len({share for shares in grid.robust_accuracy for share in shares}) > 2
 
 
-@pytest.mark.parametrize("attacks", [("pgd20",), ("apgd", "square"), ATTACKS])
+@pytest.mark.parametrize(
+    "attacks",
+    [("pgd20",), ("apgd", "square"), pytest.param(ATTACKS, marks=pytest.mark.slow)],
+)
 def test_the_grid_is_what_replaying_the_crafted_images_gives_the_diagonal_too(
     attacks, passes, tmp_path, monkeypatch
 ):

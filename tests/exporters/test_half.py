@@ -14,7 +14,7 @@ ARCHITECTURES = [
     ("resnet8", False),
     ("resnet8", True),
     ("wrn-16-1", False),
-    ("mobilenet-v2", False),
+    pytest.param("mobilenet-v2", False, marks=pytest.mark.slow),
     pytest.param("resnet34", False, marks=pytest.mark.slow),
     pytest.param("wrn-16-1", True, marks=pytest.mark.slow),
     pytest.param("mobilenet-v2", True, marks=pytest.mark.slow),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from onnx import numpy_helper
 
 from oat_edge.errors import BuildError, DependencyError, InputError
+from oat_edge.exporters.build_session import Session
 from oat_edge.exporters.to_tensorrt import build_engine, refit_engine
 from oat_edge.runtime import trt_api
 from oat_edge.runtime.recipe import Recipe
@@ -97,6 +99,23 @@ class TestProgress:
         assert told[-1] < 1 and sum(share > 0.3 for share in told) == 1
         assert [path.name for path in tmp_path.iterdir()] == ["build.log"]
         assert build(exported("resnet8")).plan  # nothing of it is left in the library
+
+    def test_a_build_that_failed_leaves_nothing_alive(self, build):
+        """Python's collector cannot see a cycle that goes through the library."""
+
+        def progress(share):
+            raise ValueError("enough")
+
+        def alive():
+            gc.collect()
+            return sum(isinstance(one, Session) for one in gc.get_objects())
+
+        before = alive()
+        try:
+            build(exported("resnet8"), progress=progress)
+        except ValueError as error:
+            error.itself = error  # a cycle, as tracebacks make them
+        assert alive() == before
 
     def test_ctrl_c_ends_the_build(self, build, tmp_path):
         """Sent while the library runs, so that it arrives inside a callback."""
