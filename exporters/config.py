@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from oat_edge.calib.config import QuantizeConfig
 from oat_edge.config import check_range
 from oat_edge.errors import InputError
-from oat_edge.runtime.recipe import EXPORTED, Recipe
+from oat_edge.runtime.recipe import PRECISIONS, Recipe
 
 # What a device is bought for: half precision on GPUs.
 DEFAULT_PRECISION = {"onnx": "fp32", "trt": "fp16", "trt-rtx": "fp16"}
@@ -20,7 +21,9 @@ class ExportConfig:
 
     widths: tuple[float, ...]
     precision: str = "fp32"
-    """Of the ONNX files, one of `EXPORTED`."""
+    """Of the ONNX files, one of `PRECISIONS`."""
+    quantize: QuantizeConfig | None = None
+    """How int8 files are made; None for the other precisions."""
     recipe: Recipe | None = None
     """Also build an engine from each ONNX file, in this way."""
     defer: bool = True
@@ -40,10 +43,10 @@ class ExportConfig:
     """Take artifacts of another checkpoint out of the bundle."""
 
     def __post_init__(self) -> None:
-        if self.precision not in EXPORTED:
-            raise InputError(
-                f"precision is '{self.precision}': this version exports {', '.join(EXPORTED)}"
-            )
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision is '{self.precision}': expected {', '.join(PRECISIONS)}")
+        if (self.quantize is not None) != (self.precision == "int8"):
+            raise InputError(f"quantize is {self.quantize}, precision is {self.precision}")
         if self.recipe is not None and self.recipe.precision != self.precision:
             raise InputError(
                 f"the recipe says {self.recipe.precision}, the ONNX file {self.precision}"

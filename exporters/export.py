@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from oat_edge.runtime.engines import Say, Target, build_target, keep_engine, sil
 from oat_edge.runtime.runner import Float32, Runner, RunnerIO
 
 if TYPE_CHECKING:
+    from oat_edge.calib.config import QuantizeConfig
     from oat_edge.data import Dataset
     from oat_edge.nn.fold import FoldedNetwork
     from oat_edge.train.checkpoint import Checkpoint
@@ -46,9 +47,11 @@ def export_bundle(
     step. Files are listed only after parity holds: `GateError` leaves the manifest as it was.
     Raises `DependencyError` if engines are wanted now and cannot be built here.
     """
-    from oat_edge.exporters.packs import check_attack, export_pack, has_pack
+    from oat_edge.exporters.packs import check_attack
     from oat_edge.nn.fold import fold
 
+    if config.quantize is not None and dataset is None:
+        raise InputError("int8 needs images to calibrate with: give the data set")
     if config.attack_samples and dataset is None:
         raise InputError("attack packs need the data set: give it, or --attack-samples 0")
     spec = checkpoint.spec
@@ -65,6 +68,7 @@ def export_bundle(
         artifacts: list[Artifact] = []
         for width in config.widths:
             folded = fold(checkpoint.network, width)
+            first = len(artifacts)  # where the file with λ as an input goes, if there is one
             for pinned_lambda in config.pins(spec.lambdas):
                 one = _One(checkpoint, config, width, pinned_lambda, staging, dataset)
                 artifacts.append(one.onnx(folded, say))
@@ -72,12 +76,10 @@ def export_bundle(
                     artifacts.append(one.engine(artifacts[-1], target, say))
             if config.attack_samples:
                 assert dataset is not None
-                if has_pack(old, checkpoint, config, width, dataset):
-                    say(f"width {width:g}: attack pack is there already")
-                    continue
-                artifacts.append(
-                    export_pack(checkpoint, config, folded, width, staging, dataset, say)
-                )
+                making = _Packs(checkpoint, config, width, staging, dataset, old)
+                artifacts += making.on_network(folded, say)
+                if config.quantize is not None and config.pin_lambda is None:
+                    artifacts += making.on_file(staging / artifacts[first].file, say)
         return add_artifacts(
             out,
             artifacts,
@@ -105,20 +107,53 @@ class _One:
         from oat_edge.exporters.to_onnx import export
         from oat_edge.runtime.ort import OrtRunner
 
-        kind = "λ input" if self.pinned_lambda is None else f"pinned at λ={self.pinned_lambda:g}"
-        say(f"width {self.width:g}: onnx, {self.config.precision}, {kind}")
-        artifact = export(
-            folded,
-            self.checkpoint.spec,
-            width=self.width,
-            folder=self.staging,
-            checkpoint_sha256=self.checkpoint.sha256,
-            precision=self.config.precision,
-            pinned_lambda=self.pinned_lambda,
-        )
+        say(self._text(f"onnx, {self.config.precision}"))
+        if self.config.quantize is not None:
+            artifact = self._quantized(folded, self.config.quantize, say)
+        else:
+            precision = self.config.precision
+            artifact = export(folded, self.checkpoint.spec, precision=precision, **self._facts())
         path = self.staging / artifact.file
         with OrtRunner(path, self._io(), precision=self.config.precision) as runner:
             return self._checked(artifact, runner, None)
+
+    def _quantized(self, folded: FoldedNetwork, config: QuantizeConfig, say: Say) -> Artifact:
+        from oat_edge.calib.quantize import Attack, quantize
+        from oat_edge.exporters.to_onnx import save, trace
+
+        assert self.dataset is not None
+        spec, train = self.checkpoint.spec, self.checkpoint.info["train"]
+        found = quantize(
+            trace(folded, spec, self.pinned_lambda),
+            folded,
+            self.dataset,
+            self._io(),
+            config,
+            attack=Attack(eps=spec.eps, steps=train["attack_steps"], alpha=train["attack_alpha"]),
+            folder=self.staging,
+            seed=self.config.seed,
+            say=lambda text, share=0.0: say(self._text(f"int8, {text}"), share),
+        )
+        return save(
+            found.model,
+            spec,
+            precision="int8",
+            target=config.target,
+            calibration=found.to_json(),
+            **self._facts(),
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "width": self.width,
+            "folder": self.staging,
+            "checkpoint_sha256": self.checkpoint.sha256,
+            "pinned_lambda": self.pinned_lambda,
+        }
+
+    def _text(self, what: str) -> str:
+        kind = "λ input" if self.pinned_lambda is None else f"pinned at λ={self.pinned_lambda:g}"
+        return f"width {self.width:g}: {what}, {kind}"
 
     def engine(self, onnx: Artifact, target: Target | None, say: Say) -> Artifact:
         """Its engine, built now, or deferred to the device where `target` is None."""
@@ -186,6 +221,44 @@ class _One:
             return np.resize(images, (num, *images.shape[1:])).astype(np.float32) / np.float32(255)
         generator = np.random.default_rng(0)
         return generator.random((num, *self.checkpoint.spec.image_shape), dtype=np.float32)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Packs:
+    """The attack packs of one width, but for those that the bundle holds already."""
+
+    checkpoint: Checkpoint
+    config: ExportConfig
+    width: float
+    staging: Path
+    dataset: Dataset
+    old: Bundle | None
+
+    def on_network(self, folded: FoldedNetwork, say: Say) -> list[Artifact]:
+        """White-box on the float32 network."""
+        from oat_edge.exporters.packs import export_pack, has_pack
+
+        if has_pack(self.old, self.checkpoint, self.config, self.width, self.dataset):
+            say(f"width {self.width:g}: attack pack is there already")
+            return []
+        return [
+            export_pack(
+                self.checkpoint, self.config, folded, self.width, self.staging, self.dataset, say
+            )
+        ]
+
+    def on_file(self, path: Path, say: Say) -> list[Artifact]:
+        """White-box on the int8 file itself."""
+        from oat_edge.exporters.packs import export_graph_pack, has_graph_pack
+
+        if has_graph_pack(self.old, self.checkpoint, self.config, path, self.width, self.dataset):
+            say(f"width {self.width:g}: attack pack of {path.name} is there already")
+            return []
+        return [
+            export_graph_pack(
+                self.checkpoint, self.config, path, self.width, self.staging, self.dataset, say
+            )
+        ]
 
 
 def _target(config: ExportConfig, say: Say) -> Target | None:

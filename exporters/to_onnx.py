@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,12 +40,30 @@ def export(
 ) -> Artifact:
     """Write `folded` into `folder`, atomically; the caller lists the artifact in a manifest.
 
-    precision: "fp32" or "fp16".
+    precision: "fp32" or "fp16" (int8 needs images: `oat_edge.calib.quantize`).
     Raises `BuildError` if the exporter fails or does not keep to the contract of the graph.
     """
-    onnx = require("onnx", purpose="exporting to ONNX")
+    model = trace(folded, spec, pinned_lambda)
+    if precision == "fp16":
+        from oat_edge.exporters.half import to_half
+
+        to_half(model)
+    return save(
+        model,
+        spec,
+        width=width,
+        folder=folder,
+        checkpoint_sha256=checkpoint_sha256,
+        precision=precision,
+        pinned_lambda=pinned_lambda,
+    )
+
+
+def trace(folded: FoldedNetwork, spec: NetworkSpec, pinned_lambda: float | None = None) -> Any:
+    """The float32 graph as an onnx.ModelProto, without metadata. Raises `BuildError`."""
+    require("onnx", purpose="exporting to ONNX")
     require("onnxscript", purpose="exporting to ONNX")
-    torch = require("torch", purpose="exporting to ONNX")
+    require("torch", purpose="exporting to ONNX")
     model = _trace(folded, spec, pinned_lambda)
     if pinned_lambda is not None:
         from oat_edge.exporters.graph import fold_affine_into_conv
@@ -53,10 +72,26 @@ def export(
             raise BuildError(
                 "no affine folded into a convolution: the exporter's graph has changed"
             )
-    if precision == "fp16":
-        from oat_edge.exporters.half import to_half
+    return model
 
-        to_half(model)
+
+def save(
+    model: Any,
+    spec: NetworkSpec,
+    *,
+    width: float,
+    folder: Path,
+    checkpoint_sha256: str,
+    precision: str,
+    pinned_lambda: float | None = None,
+    target: str | None = None,
+    calibration: dict[str, Any] | None = None,
+) -> Artifact:
+    """Write a graph with its facts into `folder`, atomically. `model` is changed.
+
+    target, calibration: of int8 files, as in `Artifact`. Raises `BuildError` if the graph does
+    not keep to the contract.
+    """
     _strip(model)
     facts = {
         "spec": json.dumps(spec.to_json(), sort_keys=True),
@@ -67,12 +102,17 @@ def export(
     }
     if pinned_lambda is not None:
         facts["pinned_lambda"] = repr(pinned_lambda)
+    if target is not None:
+        facts["target"] = target
+    if calibration is not None:
+        facts["calibration_sha256"] = calibration["images"]["sha256"]
     for key, value in facts.items():
         model.metadata_props.add(key=f"oat_edge.{key}", value=value)
     model.producer_name, model.producer_version = "oat-edge", __version__
     _check(model, pinned=pinned_lambda is not None)
     suffix = "" if pinned_lambda is None else f"-lambda{in_name(pinned_lambda, 'g')}"
-    path = folder / f"w{in_name(width)}-{precision}{suffix}.onnx"
+    kind = f"{precision}-{target}" if target == "trt" else precision
+    path = folder / f"w{in_name(width)}-{kind}{suffix}.onnx"
     write_bytes(path, model.SerializeToString(deterministic=True))
     return Artifact(
         file=path.name,
@@ -82,10 +122,11 @@ def export(
         precision_requested=precision,
         precision_observed=precision,
         pinned_lambda=pinned_lambda,
+        target=target,
+        calibration=calibration,
         versions={
             "oat-edge": __version__,
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
+            **{name: version(name) for name in ("torch", "onnx")},
             "opset": str(OPSET),
         },
     )

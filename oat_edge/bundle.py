@@ -20,6 +20,9 @@ from oat_edge.files import exclusive_lock, point_latest, read_json, sha256_file,
 
 SCHEMA = "oat-edge/bundle/1"
 MANIFEST = "manifest.json"
+# Whom an int8 file is for: unsigned activations for the dot products of x86-64 CPUs, symmetric ones
+# for TensorRT, which takes no others.
+TARGETS = ("cpu", "trt")
 REMEDY = "export again with `oat-edge export`"
 # A damaged manifest is not added to: it must be replaced.
 REMEDY_MANIFEST = "export again with `oat-edge export --replace`"
@@ -57,6 +60,11 @@ class Artifact:
     """Of an engine: the library and device it was built for."""
     parity: dict[str, Any] | None = None
     """Figures of the check against PyTorch."""
+    target: str | None = None
+    """Of an int8 file: what its activations are made for, one of `TARGETS`."""
+    calibration: dict[str, Any] | None = None
+    """Of an int8 file: the images (hash, number, λ), the method, what stayed in float32 and what
+    it cost in accuracy (`oat_edge.calib.quantize.Quantized`)."""
 
     def __post_init__(self) -> None:
         if self.file in ("", "..", MANIFEST) or Path(self.file).name != self.file:
@@ -68,6 +76,8 @@ class Artifact:
             )
         if self.pinned_lambda is not None:
             check_range("artifact pinned_lambda", self.pinned_lambda, 0.0, 1.0)
+        if self.target not in (None, *TARGETS):
+            raise InputError(f"artifact {self.file} has target {self.target!r}: expected {TARGETS}")
         if self.deferred == bool(self.sha256):
             raise InputError(f"artifact {self.file} is deferred and there, or neither")
         if self.deferred and (self.source is None or self.recipe is None):

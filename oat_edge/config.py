@@ -35,9 +35,16 @@ class NetworkSpec:
     """How a knot's λ is encoded for FiLM: random-orthogonal, DCT or one-hot rows, or λ itself."""
     encoding_dim: int = 128
     """Length of the random-orthogonal and DCT encodings (paper: 128)."""
+    calibrated_widths: tuple[float, ...] = ()
+    """Those of `widths` that were not trained: `oat-edge calibrate bn` has added them."""
 
     def __post_init__(self) -> None:
         check_widths(self.widths)
+        if not set(self.calibrated_widths) <= set(self.widths[1:-1]):
+            raise InputError(
+                f"calibrated_widths are {self.calibrated_widths}: expected some of {self.widths} "
+                "that lie between trained ones"
+            )
         check_knots(self.lambdas)
         check_range("eps", self.eps, 0.0, 1.0)
         if len(self.class_names) < 2:
@@ -57,9 +64,17 @@ class NetworkSpec:
         """Number of logits."""
         return len(self.class_names)
 
+    @property
+    def trained_widths(self) -> tuple[float, ...]:
+        """`widths` without those that were only calibrated."""
+        return tuple(width for width in self.widths if width not in self.calibrated_widths)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return dataclasses.asdict(self)
+        value = dataclasses.asdict(self)
+        if not self.calibrated_widths:
+            del value["calibrated_widths"]  # as files of trained widths alone have always been
+        return value
 
     @classmethod
     def from_json(cls, value: Any) -> NetworkSpec:

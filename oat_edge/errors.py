@@ -43,6 +43,12 @@ class FallbackError(OatEdgeError):
     exit_code = 6
 
 
+class GoalError(OatEdgeError):
+    """No operating point meets the goal."""
+
+    exit_code = 7
+
+
 class UnstableError(OatEdgeError):
     """A measurement was unstable and `--strict` asked for that to be an error."""
 

@@ -16,6 +16,7 @@ def test_exit_codes_are_those_of_the_design():
         "BuildError": 4,
         "GateError": 5,
         "FallbackError": 6,
+        "GoalError": 7,
         "UnstableError": 8,
     }
 

@@ -88,14 +88,17 @@ def test_every_light_module_imports_without_a_heavy_package(child_environment, t
     assert "'oat_edge'" in loaded and not any(f"'{name}'" in loaded for name in HEAVY)
 
 
+COMMAND_NAMES = (
+    "train", "eval", "export", "bench", "calibrate", "compare", "inspect", "doctor", "demo",
+    "devices",
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def runs(tiny_bundle, tiny_run, child_environment, tmp_path_factory):
     commands = {
         "help": ["--help"],
-        **{
-            f"help of {name}": [name, "--help"]
-            for name in ("train", "eval", "export", "bench", "compare", "inspect", "doctor", "demo")
-        },
+        **{f"help of {name}": [name, "--help"] for name in COMMAND_NAMES},
         "inspect bundle": ["inspect", str(tiny_bundle.path)],
         "inspect run": ["inspect", str(tiny_run)],
         "doctor": ["doctor"],
@@ -115,7 +118,7 @@ def runs(tiny_bundle, tiny_run, child_environment, tmp_path_factory):
 
 def test_help_needs_nothing(runs):
     pages = [one for name, one in runs.items() if name.startswith("help")]
-    assert len(pages) == 9
+    assert len(pages) == 1 + len(COMMAND_NAMES)
     for page in pages:
         assert page["code"] == 0 and page["out"].startswith("Usage: ") and page["err"] == ""
 

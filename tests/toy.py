@@ -5,7 +5,7 @@ N batch, C channels, H/W pixels, K classes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,9 @@ class Toy:
         self.seen = torch.arange(16).reshape(SHAPE) < round(16 * width)
         self.prototypes = prototypes(num_classes)
         self.passes = [] if passes is None else passes
+
+    def buffers(self) -> Iterator[Tensor]:
+        return iter([self.table])
 
     def at(self, lam: Tensor) -> Callable[[Tensor], Tensor]:
         blur = 0.3 * float(lam[0])

@@ -74,7 +74,7 @@ def attack_settings(packs: PackSet | None, config: BenchConfig) -> dict[str, dic
         return {}
     settings: dict[str, dict[str, Any]] = {}
     if PACK in config.attacks:
-        settings |= {pack.attack: {"eps": pack.eps, **pack.settings} for pack in packs.packs}
+        settings |= {name: {"eps": packs.eps, **one} for name, one in packs.settings.items()}
     if SQUARE in config.attacks:
         settings[SQUARE] = square_settings(
             eps=packs.eps, num_queries=config.queries, seed=config.seed

@@ -22,6 +22,7 @@ from oat_edge.bench.side_by_side import parts_of, rounds_of
 from oat_edge.bundle import Artifact
 from oat_edge.device.state import SpanState
 from oat_edge.evaluation.outcome import Outcome
+from oat_edge.evaluation.precisions import FileOutcomes
 from oat_edge.evaluation.transfer import TransferGrid, transfer_grids
 from oat_edge.operating_point import OperatingPoint
 from oat_edge.runtime.recipe import LIBRARIES
@@ -40,6 +41,16 @@ class Measured:
     """Of a file in ONNX Runtime on a GPU: nodes by provider."""
     warnings: tuple[str, ...]
     """What could not be found out, and why."""
+
+    @property
+    def file_outcomes(self) -> FileOutcomes:
+        """As precisions are set side by side."""
+        return FileOutcomes(
+            artifact=self.figures.artifact,
+            backend=self.figures.backend,
+            precision=self.figures.precision,
+            outcomes=self.outcomes,
+        )
 
 
 def measured_of(measuring: Measuring, artifact: Artifact) -> Measured:

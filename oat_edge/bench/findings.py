@@ -16,7 +16,7 @@ from oat_edge.bench.table import figures
 
 Kind = Literal[
     "failed", "fallback", "throttled", "unstable", "busy", "λ-dependent latency",
-    "transfer-bound", "enqueue-bound",
+    "transfer-bound", "enqueue-bound", "masked gradients",
 ]  # fmt: skip
 
 # trtexec calls a run enqueue-bound if the host takes longer than this share of the compute time to
@@ -74,6 +74,7 @@ def findings(report: Report) -> Iterator[Finding]:
         yield from _enqueue_bound(at, row)
     yield from _lambda_dependent(report)
     yield from _busy(report)
+    yield from _masked(report)
 
 
 def _failed(at: Measurement, row: Row, report: Report) -> Iterator[Finding]:
@@ -227,6 +228,23 @@ def _lambda_dependent(report: Report) -> Iterator[Finding]:
             size=spread,
             covers=tuple(t for row in rows for t in _beginning(row, "λ changes the latency")),
         )
+
+
+def _masked(report: Report) -> Iterator[Finding]:
+    """An int8 file that only resists the attack made on itself; a trouble of its RA."""
+    for one in report.precisions:
+        if one.masking is None or not one.masking.flagged:
+            continue
+        for at in measurements(report):
+            if at[0] == one.artifact:
+                yield Finding(
+                    kind="masked gradients",
+                    at=at,
+                    evidence=f"λ={one.lam:g}: {one.masking.evidence}",
+                    remedy="trust its RA under Square and the attack on fp32, not that under the "
+                    "attack on int8",
+                    size=-one.lam,
+                )
 
 
 def _transfer_bound(at: Measurement, row: Row) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from oat_edge.bench.statistics import DeviceMs, LatencyMs
 from oat_edge.device.state import MonitorFacts, Power, SpanState, State
 from oat_edge.errors import InputError
 from oat_edge.evaluation.pack_set import WORST
+from oat_edge.evaluation.precisions import PrecisionDrop
 from oat_edge.evaluation.transfer import TransferGrid
 from oat_edge.files import atomic_path, read_json, write_json
 
@@ -161,6 +162,8 @@ class Report:
     """The machine at rest, before the bench."""
     failures: dict[str, str] = field(default_factory=dict)
     """Cells that failed, such as "latency w0.50-fp32.onnx batch 16", and why."""
+    precisions: tuple[PrecisionDrop, ...] = ()
+    """Every file that is not float32 beside the one that is, by λ."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values of schema oat-edge/bench/1; no NaN."""

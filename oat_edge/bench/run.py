@@ -44,6 +44,7 @@ from oat_edge.device.monitor import Monitor
 from oat_edge.device.state import MonitorFacts
 from oat_edge.device.system import System
 from oat_edge.errors import InputError
+from oat_edge.evaluation.precisions import precision_drops
 from oat_edge.runtime.engines import Say, silent
 
 NOT_WATCHED = "a recorded tree is described, and the machine that ran was not watched"
@@ -167,6 +168,7 @@ def bench_bundle(
         monitor=watched,
         idle=idle,
         failures=measuring.failures,
+        precisions=precision_drops(bundle, packs, [one.file_outcomes for one in measured]),
     )
     return report, tuple(one for figure in figures for one in figure.samples.values())
 

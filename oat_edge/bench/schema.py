@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -37,7 +38,7 @@ def load(cls: type[T], value: Any, where: str) -> T:
 
     A field with a default came later than the schema: files from before lack it.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints(typing.cast(Any, cls))
     names = {json_name(name): name for name in hints}
     if not isinstance(value, dict):
         raise InputError(f"{where} is {value!r:.60}: expected an object")
@@ -53,6 +54,12 @@ def load(cls: type[T], value: Any, where: str) -> T:
 def json_name(name: str) -> str:
     """A field's name in JSON and CSV."""
     return JSON_NAMES.get(name, name)
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    """Types of the fields; to read them again for every row of a report takes most of the time."""
+    return typing.get_type_hints(cls)
 
 
 def _required(cls: Any) -> set[str]:

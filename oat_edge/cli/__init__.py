@@ -10,6 +10,7 @@ import typer
 
 from oat_edge import __version__
 from oat_edge.cli.bench import bench
+from oat_edge.cli.calibrate import calibrate
 from oat_edge.cli.compare import compare
 from oat_edge.cli.console import error_console
 from oat_edge.cli.demo import demo
@@ -38,6 +39,7 @@ INTERRUPTED, TERMINATED = 130, 143
 for command in (train, export, bench, compare, inspect, doctor, demo):
     app.command()(command)
 app.command("eval")(evaluate)
+app.add_typer(calibrate, name="calibrate")
 app.add_typer(devices, name="devices")
 
 

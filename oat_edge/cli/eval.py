@@ -22,7 +22,7 @@ from oat_edge.cli.console import bar, output_console, say_left_out
 from oat_edge.cli.eval_summary import print_evaluation
 from oat_edge.cli.options import DataDir, Download, JsonFile, Seed, Width, fraction
 from oat_edge.errors import DependencyError, InputError
-from oat_edge.evaluation.config import ATTACKS, EvalConfig, parse_attacks
+from oat_edge.evaluation.config import BUNDLE_ATTACKS, EvalConfig, parse_attacks
 from oat_edge.evaluation.report import REPORT, SAMPLES, Evaluation
 from oat_edge.files import check_replaceable, write_json
 from oat_edge.operating_point import parse_list, select
@@ -41,7 +41,10 @@ def evaluate(
     ] = Path("runs/latest"),
     attack: Annotated[
         str,
-        typer.Option(metavar="LIST", help="pgd, apgd, autoattack, square; all of them by default."),
+        typer.Option(
+            metavar="LIST",
+            help="pgd, pgd20-int8 (of a bundle), apgd, autoattack, square; all of them by default.",
+        ),
     ] = "all",
     samples: Annotated[
         int | None,
@@ -77,7 +80,8 @@ def evaluate(
 
     A run is attacked white-box: PGD-20, APGD, AutoAttack (its authors' code) and Square, with
     checks for masked gradients. A bundle's files have no gradients: attack packs are replayed on
-    them, and Square attacks the files themselves. Stop it at any time: the same command goes on
+    them, and Square attacks the files themselves; files of several precisions are set side by
+    side. Stop it at any time: the same command goes on
     where it stopped.
     """
     config = EvalConfig(
@@ -243,7 +247,7 @@ def _check_plot(plot: Path) -> None:
     """Raise if `plot` and what belongs to it could not be drawn."""
     check_suffix(plot)
     # How many heat maps there will be, and so their names, is not known yet.
-    for file in (*transfer_paths(plot, ATTACKS), *transfer_paths(plot, ATTACKS[:1])):
+    for file in (*transfer_paths(plot, BUNDLE_ATTACKS), *transfer_paths(plot, BUNDLE_ATTACKS[:1])):
         check_replaceable(file)
     require("matplotlib", purpose="drawing plots")
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from oat_edge.bench.table import short_kind
 from oat_edge.cli.console import plain_table
+from oat_edge.cli.precision_summary import WARNING, largest_drops, masking_lines, precision_table
 from oat_edge.evaluation.checks import TOO_WEAK
 from oat_edge.evaluation.plots import TITLES
 
@@ -25,7 +27,12 @@ def print_evaluation(report: EvalReport, console: Console) -> None:
     for pinned in (False, True):
         rows = [row for row in report.rows if row.pinned == pinned]
         if rows:
-            console.print(_table(rows, "pinned\nλ" if pinned else "λ"))
+            console.print(_table(rows, "pinned\nλ" if pinned else "λ", several=_several(report)))
+    if report.precisions:
+        console.print(precision_table(report.precisions))
+    for text in (*largest_drops(report.precisions), *masking_lines(report.precisions)):
+        style = "yellow" if text.startswith(WARNING) else None
+        console.print(text, style=style, markup=False)
     lines = [
         f"{settings['mode']}. Accuracies in %, in brackets 95 % intervals (Wilson).",
         "worst: right clean and under all of the table, image by image; an upper bound.",
@@ -38,24 +45,31 @@ def print_evaluation(report: EvalReport, console: Console) -> None:
     _print_checks(report, console)
     for row in report.rows:
         for text in row.warnings:
-            console.print(f"warning: {_name(row)}: {text}", style="yellow")
+            console.print(f"warning: {_name(row, report)}: {text}", style="yellow")
     for text in report.warnings:
         console.print(f"warning: {text}", style="yellow")
 
 
-def _table(rows: list[EvalRow], lam: str) -> object:
+def _several(report: EvalReport) -> bool:
+    """Whether files of one width differ in format or precision."""
+    return len({(row.format, row.precision) for row in report.rows}) > 1
+
+
+def _table(rows: list[EvalRow], lam: str, *, several: bool) -> object:
     attacks = [name for name in TITLES if any(name in row.robust_accuracy for row in rows)]
-    table = plain_table(
-        None, ["width", lam, "SA", *[TITLES[name] for name in attacks], "worst", "checks"]
-    )
-    previous = rows[0].width
+    names = [TITLES[name].replace(" on ", "\non ") for name in attacks]
+    kind = ["kind"] if several else []
+    table = plain_table(None, ["width", *kind, lam, "SA", *names, "worst", "checks"])
+    previous = None
     for row in rows:
-        if row.width != previous:
+        group = row.artifact if several and not row.pinned else row.width
+        if previous not in (None, group):
             table.add_row()
-        previous = row.width
+        previous = group
         robust, spans = row.robust_accuracy, row.robust_accuracy_interval
         table.add_row(
             f"{row.width:g}",
+            *([short_kind((row.format, row.precision))] if several else []),
             f"{row.lam:.4g}",
             _with_interval(row.standard_accuracy, row.standard_accuracy_interval),
             *[f"{100 * robust[name]:.1f}" if name in robust else "–" for name in attacks],
@@ -65,8 +79,8 @@ def _table(rows: list[EvalRow], lam: str) -> object:
     return table
 
 
-def _name(row: EvalRow) -> str:
-    return f"{row.point} ({row.artifact})" if row.pinned else str(row.point)
+def _name(row: EvalRow, report: EvalReport) -> str:
+    return f"{row.point} ({row.artifact})" if row.pinned or _several(report) else str(row.point)
 
 
 def _with_interval(share: float, span: tuple[float, ...]) -> str:
@@ -83,7 +97,7 @@ def _transfer(report: EvalReport) -> list[str]:
     if not gains:
         return ["Transfer: nothing was replayed from elsewhere."]
     gain, row = max(gains, key=lambda item: item[0])
-    what = f"by at most {100 * gain:.1f} points ({_name(row)})" if gain > 0 else "nowhere"
+    what = f"by at most {100 * gain:.1f} points ({_name(row, report)})" if gain > 0 else "nowhere"
     return [f"Transfer: images crafted at all other λ and widths lower the worst case {what}."]
 
 
@@ -115,14 +129,14 @@ def _print_checks(report: EvalReport, console: Console) -> None:
     if made and not flagged:
         console.print(f"Masked gradients: no sign of them ({', '.join(sorted(made))}).")
     for row, check in flagged:
-        text = f"warning: {_name(row)}: masked gradients? {check.name}: {check.evidence}"
+        text = f"warning: {_name(row, report)}: masked gradients? {check.name}: {check.evidence}"
         console.print(text, style="yellow")
     if flagged:
         console.print("warning: do not trust the RA of suspect rows", style="yellow")
     reasons: dict[str, list[str]] = {}
     for row, check in checks:
         if check.flagged is None and TOO_WEAK in check.evidence:
-            console.print(f"warning: {_name(row)}: {check.evidence}", style="yellow")
+            console.print(f"warning: {_name(row, report)}: {check.evidence}", style="yellow")
         elif check.flagged is None and check.name not in reasons.setdefault(check.evidence, []):
             reasons[check.evidence].append(check.name)
     for reason, names in reasons.items():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from oat_edge.calib.config import CHECK_IMAGES, METHOD, NUM_IMAGES, QuantizeConfig
 from oat_edge.cli.console import make_console, plain_table, steps
 from oat_edge.cli.options import DataDir, Download, Seed, Width
 from oat_edge.errors import InputError
@@ -37,8 +38,41 @@ def export(
     ] = "onnx",
     precision: Annotated[
         str | None,
-        typer.Option(help="fp32 or fp16.", show_default="fp32 for onnx, fp16 for engines"),
+        typer.Option(help="fp32, fp16 or int8.", show_default="fp32 for onnx, fp16 for engines"),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="int8: cpu (x86-64 with VNNI) or trt.",
+            show_default="cpu for onnx, trt for engines",
+        ),
+    ] = None,
+    calib_method: Annotated[
+        str | None,
+        typer.Option(help="int8: ranges by minmax, entropy or percentile.", show_default=METHOD),
+    ] = None,
+    calib_samples: Annotated[
+        int | None,
+        typer.Option(help="int8: training images to calibrate with.", show_default=str(NUM_IMAGES)),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="int8: most points of SA or RA that it may cost at any λ.",
+            show_default="0.5",
+        ),
+    ] = None,
+    check_samples: Annotated[
+        int | None,
+        typer.Option(
+            help="int8: images that this is measured on; 0: not at all.",
+            show_default=str(CHECK_IMAGES),
+        ),
+    ] = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="int8: also measure each layer alone.")
+    ] = False,
     pin_lambda: Annotated[
         float | None,
         typer.Option(help="Fold this λ into the weights instead of taking λ as an input."),
@@ -109,10 +143,23 @@ def export(
     }
     given = {name: value for name, value in given.items() if value is not None}
     recipe = _recipe(format, precision, given, no_defer=no_defer)
+    quantize = _quantize(
+        format,
+        precision,
+        {
+            "target": target,
+            "method": calib_method,
+            "num_images": calib_samples,
+            "max_drop": max_drop,
+            "check_images": check_samples,
+            "sensitivity": sensitivity or None,
+        },
+    )
     loaded = load_checkpoint(checkpoint)
     config = ExportConfig(
         widths=select(width, loaded.spec.widths, "width", every="all"),
         precision=precision,
+        quantize=quantize,
         recipe=recipe,
         defer=not no_defer,
         pin_lambda=pin_lambda,
@@ -124,12 +171,13 @@ def export(
     )
     console = make_console(stderr=False)
     dataset = None
-    if attack_samples:
+    if attack_samples or quantize is not None:
         dataset = load_test_data(loaded, data_dir=data_dir, download=download)
     out = out or BUNDLES / loaded.run
     run_export(loaded, config, out, dataset, console)
     options = "" if out.parent == BUNDLES else f" --bundle {out}"
     for_gpu = recipe is not None or precision == "fp16"
+    for_gpu = for_gpu or (quantize is not None and quantize.target == "trt")
     options += " --device cuda   (on the machine with the GPU)" if for_gpu else ""
     console.print(f"next: oat-edge bench{options}")
 
@@ -145,6 +193,29 @@ def _recipe(format: str, precision: str, given: dict[str, Any], *, no_defer: boo
         )
         raise InputError(f"{options}: of engines only, format is 'onnx': --format trt")
     return None
+
+
+INT8_OPTIONS = {
+    "target": "--target",
+    "method": "--calib-method",
+    "num_images": "--calib-samples",
+    "max_drop": "--max-drop",
+    "check_images": "--check-samples",
+    "sensitivity": "--sensitivity",
+}
+
+
+def _quantize(format: str, precision: str, options: dict[str, Any]) -> QuantizeConfig | None:
+    """How int8 files are made; None for other precisions, which none of its options fit."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if precision != "int8":
+        if given:
+            wrong = ", ".join(INT8_OPTIONS[name] for name in given)
+            raise InputError(f"{wrong}: of int8 only, precision is '{precision}': --precision int8")
+        return None
+    if format != "onnx" and given.setdefault("target", "trt") != "trt":
+        raise InputError(f"target is '{given['target']}': engines take trt, or use --format onnx")
+    return QuantizeConfig(**given)
 
 
 def _batches(text: str) -> tuple[int, ...]:

@@ -91,6 +91,27 @@ def _show_checkpoint(file: Path, console: Console) -> None:
         f"{info['train']['epochs']} chosen with score {info['score']:.4f}",
         markup=False,
     )
+    for record in info.get("calibrated", []):
+        console.print(_calibrated_line(record), markup=False)
+
+
+def _calibrated_line(record: dict[str, Any]) -> str:
+    """Where a width comes from that was not trained, and how good it was found to be."""
+    below, above = record["neighbours"]
+    source, worst = record["source"], record["worst"]
+    offset = (
+        "nowhere below"
+        if not record["shortfall"]
+        else (
+            f"at worst {100 * record['shortfall']:.1f} points ({worst['accuracy']} accuracy at "
+            f"λ = {worst['lambda']:g}) below"
+        )
+    )
+    return (
+        f"width {record['width']:g}: not trained, batch norms calibrated on {record['samples']} "
+        f"training images for run {source['run']} ({source['checkpoint_sha256'][:12]}); "
+        f"{offset} the line between widths {below:g} and {above:g}"
+    )
 
 
 def _show_spec(spec: NetworkSpec, console: Console) -> None:
@@ -104,6 +125,9 @@ def _show_spec(spec: NetworkSpec, console: Console) -> None:
         f"λ knots {', '.join(f'{lam:g}' for lam in spec.lambdas)}",
         markup=False,
     )
+    if spec.calibrated_widths:
+        widths = ", ".join(f"{width:g}" for width in spec.calibrated_widths)
+        console.print(f"not trained, only calibrated: width {widths}", markup=False)
 
 
 def read_header(file: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from oat_edge.bench.table import (
 )
 from oat_edge.cli.console import plain_table
 from oat_edge.cli.layers import print_layers
+from oat_edge.cli.precision_summary import WARNING, largest_drops, masking_lines
 from oat_edge.evaluation.accuracy import wilson_interval
 from oat_edge.evaluation.pack_set import TRANSFER, WORST
 from oat_edge.evaluation.transfer import largest_gain
@@ -53,6 +54,9 @@ def print_report(report: Report, console: Console) -> None:
     for line in _legend(report):
         console.print(line, style="dim", markup=False)
     found = [*_lambda_cost(report), _flatness(report), *_on_device(report), *_transfer(report)]
+    found += largest_drops(report.precisions)
+    # What is masked is a diagnosis.
+    found += [text for text in masking_lines(report.precisions) if not text.startswith(WARNING)]
     for line in found:
         console.print(line, markup=False)
     print_layers(report, console)

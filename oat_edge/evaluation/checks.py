@@ -9,14 +9,18 @@ of less than 1 % of the images.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from oat_edge.evaluation.accuracy import to_float
+from oat_edge.evaluation.config import GRAPH_ATTACK
 from oat_edge.evaluation.outcome import Bool, Infer
 from oat_edge.evaluation.pack import Int64, UInt8
 
+PGD, SQUARE = "pgd20", "square"
+QUANTISED_GRADIENTS = "quantised gradients"
 P_VALUE, SHARE = 1e-3, 0.01
 # With fewer images even a real difference may look like chance.
 MIN_IMAGES = 50
@@ -71,6 +75,46 @@ def check_square(
     if complete or not check.flagged:
         return check
     return Check(name="square", flagged=None, evidence=f"{check.evidence}: {TOO_WEAK}")
+
+
+def check_quantised_gradients(fp32: Mapping[str, Bool], int8: Mapping[str, Bool]) -> Check:
+    """Flag an int8 network that resists the attack made on it, and no other attack as much.
+
+    fp32, int8: by attack, (N,) right under it, of the same images; each was attacked white-box by
+    PGD-20 of its own gradients. Where int8 stands that markedly better, it is either more robust,
+    and then also under Square and under what was made on fp32, or only its gradients are harder
+    to follow (Athalye et al. 2018): flagged if it gains less under one of these.
+    """
+    name = QUANTISED_GRADIENTS
+    stood = fp32.keys() & {PGD} | int8.keys() & {GRAPH_ATTACK}
+    if missing := [attack for attack in (PGD, GRAPH_ATTACK) if attack not in stood]:
+        reason = f"needs packs of {PGD} and {GRAPH_ATTACK}: there is none of {missing[0]}"
+        return Check(name=name, flagged=None, evidence=reason)
+    n, own_fp32, own_int8 = len(fp32[PGD]), fp32[PGD], int8[GRAPH_ATTACK]
+    gained = own_int8.astype(np.int64) - own_fp32
+    evidence = (
+        f"under the attack on itself int8 is right on {_percent(own_int8)} of {n}, fp32 on "
+        f"{_percent(own_fp32)}"
+    )
+    masked = False
+    for attack, text in ((PGD, "the attack on fp32"), (SQUARE, "Square")):
+        if attack not in fp32 or attack not in int8:
+            continue
+        evidence += f"; under {text} {_percent(int8[attack])} and {_percent(fp32[attack])}"
+        more = gained - (int8[attack].astype(np.int64) - fp32[attack])
+        masked |= _markedly(more)
+    if _markedly(gained) and masked:
+        return Check(name=name, flagged=True, evidence=evidence)
+    if n < MIN_IMAGES:
+        reason = f"needs {MIN_IMAGES} images or more, there were {n}"
+        return Check(name=name, flagged=None, evidence=reason)
+    return Check(name=name, flagged=False, evidence=evidence)
+
+
+def _markedly(gained: Int64) -> bool:
+    """More than chance, and more than a trifle.  gained: (N,) by image, 0 for no difference."""
+    num_up, num_down = int((gained > 0).sum()), int((gained < 0).sum())
+    return bool(sign_test(num_up, num_down) < P_VALUE and gained.mean() >= SHARE)
 
 
 def check_square_part(num_fooled: int, num_left: int, num_images: int) -> Check:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from oat_edge.bench.inputs import read_packs
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.errors import InputError
-from oat_edge.evaluation.config import ATTACKS, EvalConfig
+from oat_edge.evaluation.config import BUNDLE_ATTACKS, GRAPH_ATTACK, EvalConfig
 from oat_edge.evaluation.pack import AttackPack
 from oat_edge.evaluation.pack_set import PackSet
 from oat_edge.operating_point import OperatingPoint, grid
@@ -40,7 +40,8 @@ def choose(
     """Everything an evaluation of these files needs, checked before it starts.
 
     An attack that was named must have a pack for every width and λ; where none was named, those
-    that have are taken, and the warnings say which are left out. Raises `InputError`.
+    that have are taken, and the warnings say which are left out. Of the attack on int8 files
+    packs for some of the widths do: not every width need have such a file. Raises `InputError`.
     """
     read = read_packs(bundle)
     if not read:
@@ -57,11 +58,16 @@ def choose(
             if pack.attack == attack
             for lam in pack.lambdas
         }
-        for attack in ATTACKS
+        for attack in BUNDLE_ATTACKS
         if attack != SQUARE
     }
+    if not held[GRAPH_ATTACK] and GRAPH_ATTACK not in (config.attacks or ()):
+        del held[GRAPH_ATTACK]  # a bundle without int8 files lacks nothing
     if config.attacks is None:
-        attacks = tuple(a for a in ATTACKS if a == SQUARE or held[a].issuperset(wanted))
+        needed = {attack: _needed(attack, points, wanted) for attack, points in held.items()}
+        attacks = tuple(
+            a for a in BUNDLE_ATTACKS if a == SQUARE or (needed.get(a) and held[a] >= needed[a])
+        )
     else:
         attacks = config.attacks
         _check_held(bundle, held, attacks, wanted)
@@ -80,7 +86,8 @@ def choose(
         f"{artifact.file}: not attacked by {attack}, of which no pack holds λ={point.lam:g}"
         for artifact, point in points
         for attack in attacks
-        if artifact.pinned_lambda is not None and attack != SQUARE and point not in held[attack]
+        if artifact.pinned_lambda is not None and attack != SQUARE
+        if _needed(attack, held[attack], [point]) - held[attack]
     )
     if config.num_samples is not None and config.num_samples > len(packs):
         warnings += (f"samples: {config.num_samples} asked for, the packs hold {len(packs)}",)
@@ -90,6 +97,16 @@ def choose(
             f"({'; '.join(warnings) or 'no files'}): oat-edge export"
         )
     return Choice(packs=packs, attacks=attacks, points=points, warnings=warnings)
+
+
+def _needed(
+    attack: str, points: set[OperatingPoint], wanted: Sequence[OperatingPoint]
+) -> set[OperatingPoint]:
+    """Those of the wanted points that packs of an attack must hold; `points` are those they do."""
+    if attack != GRAPH_ATTACK:
+        return set(wanted)
+    widths = {point.width for point in points}
+    return {point for point in wanted if point.width in widths}
 
 
 def _points_of(artifact: Artifact, lambdas: Sequence[float]) -> list[OperatingPoint]:
@@ -125,7 +142,7 @@ def _check_held(
             names = ", ".join(name for name, points in held.items() if points)
             raise InputError(
                 f"bundle {bundle.path.name} has no {attack} pack (it has {names}): "
-                f"oat-edge export --attack {attack}"
+                f"oat-edge export {_option(attack)}"
             )
         for point in wanted:
             if point not in held[attack]:
@@ -136,8 +153,13 @@ def _check_held(
                 raise InputError(
                     f"no {attack} pack is for width {point.width:g} at λ={point.lam:g} (that "
                     f"width {have}): choose from them, or oat-edge export "
-                    f"--width {point.width:g} --attack {attack}"
+                    f"--width {point.width:g} {_option(attack)}"
                 )
+
+
+def _option(attack: str) -> str:
+    """What makes `export` craft a pack of it."""
+    return "--precision int8" if attack == GRAPH_ATTACK else f"--attack {attack}"
 
 
 def _left_out(
@@ -154,7 +176,7 @@ def _left_out(
         + (
             f"its packs are for {', '.join(map(str, sorted(places)))} alone"
             if places
-            else f"the bundle has no pack of it (oat-edge export --attack {attack})"
+            else f"the bundle has no pack of it (oat-edge export {_option(attack)})"
         )
         for attack, places in held.items()
         if config.attacks is None and attack not in attacks

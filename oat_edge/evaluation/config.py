@@ -10,9 +10,14 @@ from typing import Any
 from oat_edge.errors import InputError
 from oat_edge.evaluation.pack import levels
 
+# PGD-20 made on the quantised file itself; on files of another precision one more replayed attack.
+GRAPH_ATTACK = "pgd20-int8"
 # As reports call them, weakest first. All but Square are white-box.
 ATTACKS = ("pgd20", "apgd", "autoattack", "square")
-ALIASES = {"pgd": "pgd20"}
+"""Of a run."""
+BUNDLE_ATTACKS = ("pgd20", GRAPH_ATTACK, "apgd", "autoattack", "square")
+"""Of a bundle, if its packs hold them."""
+ALIASES = {"pgd": "pgd20", "pgd-int8": GRAPH_ATTACK}
 NUM_SAMPLES = 100
 
 
@@ -21,7 +26,7 @@ class EvalConfig:
     """One evaluation."""
 
     attacks: tuple[str, ...] | None = None
-    """Some of `ATTACKS`; None: all, of a bundle all that its packs hold."""
+    """Some of `ATTACKS`, or of `BUNDLE_ATTACKS`; None: all, of a bundle all that its packs hold."""
     num_samples: int | None = None
     """Test images, a seeded choice; None: 100 of a run's data, all that a bundle's packs hold."""
     eps: float | None = None
@@ -39,8 +44,8 @@ class EvalConfig:
         if self.attacks is not None and not self.attacks:
             raise InputError(f"attacks are empty: expected some of {', '.join(ATTACKS)}")
         for attack in self.attacks or ():
-            if attack not in ATTACKS:
-                raise InputError(f"attack is '{attack}': expected {', '.join(ATTACKS)}")
+            if attack not in BUNDLE_ATTACKS:
+                raise InputError(f"attack is '{attack}': expected {', '.join(BUNDLE_ATTACKS)}")
         if self.num_samples is not None and self.num_samples < 1:
             raise InputError(f"samples is {self.num_samples}: expected 1 or more")
         if self.eps is not None:
@@ -85,13 +90,24 @@ def parse_attacks(text: str) -> tuple[str, ...] | None:
     """Read "pgd,square" into names as reports have them, weakest first; None for "all"."""
     names = [ALIASES.get(name, name) for name in (part.strip().lower() for part in text.split(","))]
     for name in names:
-        if name not in (*ATTACKS, "all"):
-            close = difflib.get_close_matches(name, (*ATTACKS, *ALIASES), n=1)
+        if name not in (*BUNDLE_ATTACKS, "all"):
+            close = difflib.get_close_matches(name, (*BUNDLE_ATTACKS, *ALIASES), n=1)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
             raise InputError(
-                f"attack is '{name}': expected a list of {', '.join(ATTACKS)}, or all{hint}"
+                f"attack is '{name}': expected a list of {', '.join(BUNDLE_ATTACKS)}, or all{hint}"
             )
-    return None if "all" in names else tuple(attack for attack in ATTACKS if attack in names)
+    if "all" in names:
+        return None
+    return tuple(attack for attack in BUNDLE_ATTACKS if attack in names)
+
+
+def check_run_attacks(attacks: tuple[str, ...] | None) -> None:
+    """Raise `InputError` for an attack that only exported files know."""
+    if GRAPH_ATTACK in (attacks or ()):
+        raise InputError(
+            f"attack is '{GRAPH_ATTACK}', which is made on an int8 file: evaluate the bundle, for "
+            f"a run choose from {', '.join(ATTACKS)}"
+        )
 
 
 def mode(attacks: tuple[str, ...], *, replayed: bool = False) -> str:

@@ -21,7 +21,7 @@ from oat_edge.bundle import Artifact, Bundle
 from oat_edge.evaluation.cells import CELLS_FORMAT, CellStore
 from oat_edge.evaluation.checks import Check, check_randomised, check_square
 from oat_edge.evaluation.choice import SQUARE, choose
-from oat_edge.evaluation.config import ATTACKS, EvalConfig, level_warnings, mode
+from oat_edge.evaluation.config import BUNDLE_ATTACKS, EvalConfig, level_warnings, mode
 from oat_edge.evaluation.meter import Meter, Progress, silent
 from oat_edge.evaluation.outcome import (
     Bool,
@@ -32,6 +32,7 @@ from oat_edge.evaluation.outcome import (
     right_under_square,
 )
 from oat_edge.evaluation.pack_set import PackSet
+from oat_edge.evaluation.precisions import FileOutcomes, precision_drops
 from oat_edge.evaluation.report import (
     EvalReport,
     EvalRow,
@@ -66,7 +67,8 @@ def evaluate_bundle(
 
     White-box attacks come from the packs, which were crafted on the folded network of the same
     weights; what they do to an engine that computes otherwise (quantised, say) is the transfer of
-    an attack, and only Square sees the engine itself.
+    an attack. A pack crafted on the int8 file is white-box on that one; Square sees every file
+    itself. Files of several precisions are then set side by side, image by image.
     Raises `InputError` (no packs, an attack or a point that no pack holds, another ε),
     `DependencyError` (no GPU).
     """
@@ -80,6 +82,7 @@ def evaluate_bundle(
     rows: list[EvalRow] = []
     outcomes: dict[str, Outcome] = {}
     by_point: dict[OperatingPoint, Outcome] = {}
+    files: list[FileOutcomes] = []
     cleared: set[Path] = set()
 
     def building(text: str, share: float = 0.0) -> None:
@@ -92,15 +95,24 @@ def evaluate_bundle(
             if fresh and store.folder not in cleared:  # files of one engine share a folder
                 store.clear()
                 cleared.add(store.folder)
+            by_lambda: dict[float, Outcome] = {}
             for point in (point for one, point in choice.points if one is artifact):
                 meter.begin(f"{artifact.file} λ={point.lam:g}", point.width, passes)
                 engine = _Engine(runner, artifact, point, packs, fitted, attacks, store, meter)
                 row, outcome = engine.run()
                 rows.append(row)
-                outcomes[row_name(artifact.file, point)] = outcome
+                outcomes[row_name(artifact.file, point)] = by_lambda[point.lam] = outcome
                 if artifact.pinned_lambda is None:
                     by_point.setdefault(point, outcome)  # of several formats the first
                 meter.end()
+            files.append(
+                FileOutcomes(
+                    artifact=artifact,
+                    backend=runner.backend,
+                    precision=runner.precision,
+                    outcomes=by_lambda,
+                )
+            )
     report = EvalReport(
         environment=environment,
         settings={
@@ -119,6 +131,7 @@ def evaluate_bundle(
         transfer=transfer_grids(by_point),
         samples_file=None,
         warnings=(*choice.warnings, *level_warnings(packs.eps, attacks)),
+        precisions=precision_drops(bundle, packs, files),
     )
     return Evaluation(report=report, indices=packs.indices, labels=packs.labels, outcomes=outcomes)
 
@@ -156,7 +169,8 @@ def _attack_settings(
 ) -> dict[str, dict[str, Any]]:
     """By attack: its settings; of packs as they state them."""
     square = square_settings(eps=packs.eps, num_queries=config.num_queries, seed=config.seed)
-    settings = {pack.attack: pack.settings for pack in packs.packs if pack.attack in attacks}
+    held = packs.settings
+    settings = {name: held[name] for name in attacks if name in held}
     return settings | ({SQUARE: square} if SQUARE in attacks else {})
 
 
@@ -248,12 +262,12 @@ class _Engine:
         ]
         robust = outcome.robust
         white_box = [
-            attack for attack in ATTACKS if attack in outcome.attacked and attack != SQUARE
+            attack for attack in BUNDLE_ATTACKS if attack in outcome.attacked and attack != SQUARE
         ]
         if SQUARE in robust and white_box:
             right = np.logical_and.reduce([robust[attack] for attack in white_box])
             name = f"the replayed {' and '.join(white_box)}"
-            complete = white_box != ["pgd20"]
+            complete = not {"apgd", "autoattack"}.isdisjoint(white_box)
             checks.append(check_square(name, right, robust[SQUARE], complete=complete))
         else:
             reason = "needs Square and an attack pack: add them to --attack"

@@ -18,6 +18,7 @@ from oat_edge.evaluation.config import (
     NUM_SAMPLES,
     EvalConfig,
     check_levels,
+    check_run_attacks,
     level_warnings,
     mode,
 )
@@ -141,6 +142,7 @@ def _plan(checkpoint: Checkpoint, config: EvalConfig) -> Plan:
     from oat_edge.attacks.autoattack import check_num_classes, implementation
     from oat_edge.attacks.plan import PGD, SQUARE, Plan
 
+    check_run_attacks(config.attacks)
     num_classes = checkpoint.spec.num_classes
     attacks = ATTACKS if config.attacks is None else config.attacks
     if set(attacks) - {PGD, SQUARE}:  # told before any work

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +70,18 @@ class PackSet:
             for pack in self.packs
             for lam in pack.lambdas
         )
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """By attack how its packs were made; "crafted_on" by width, where they name a file."""
+        settings: dict[str, dict[str, Any]] = {}
+        for pack in self.packs:
+            one = dict(pack.settings)
+            if (crafted_on := one.pop("crafted_on", None)) is not None:
+                before = settings.get(pack.attack, {}).get("crafted_on", {})
+                one["crafted_on"] = {**before, f"{pack.width:g}": crafted_on}
+            settings[pack.attack] = one
+        return settings
 
     def cut(self, num: int, seed: int) -> PackSet:
         """The same packs with a seeded choice of `num` images, all if there are no more."""

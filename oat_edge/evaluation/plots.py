@@ -20,6 +20,7 @@ from oat_edge.bench.style import (
     format_eps,
     save_figure,
 )
+from oat_edge.evaluation.config import GRAPH_ATTACK
 from oat_edge.evaluation.pack_set import TRANSFER, WORST
 from oat_edge.evaluation.report import EvalReport, EvalRow
 from oat_edge.require import require
@@ -29,11 +30,14 @@ LETTERS_PER_INCH = 18  # of the caption
 # Attacks as people write them, in the order of tables and legends.
 TITLES = {
     "pgd20": "PGD-20",
+    GRAPH_ATTACK: "PGD-20 on int8",
     "apgd": "APGD",
     "autoattack": "AutoAttack",
     "square": "Square",
     TRANSFER: "transfer",
 }
+# Of each of these, its places among COLOURS and MARKERS. One attack on two files has one colour.
+LOOKS = ((0, 0), (0, 5), (4, 1), (2, 2), (5, 3), (3, 4))
 
 
 def plot_evaluation(report: EvalReport, path: Path) -> tuple[Path, ...]:
@@ -46,16 +50,21 @@ def plot_evaluation(report: EvalReport, path: Path) -> tuple[Path, ...]:
     matplotlib = require("matplotlib", purpose="drawing plots")
     figures = require("matplotlib.figure", purpose="drawing plots")
     rows = [row for row in report.rows if not row.pinned] or list(report.rows)
-    widths = sorted({row.width for row in rows})
-    across = min(len(widths), PANELS_PER_ROW)
-    down = -(-len(widths) // across)
+    panels_of: dict[tuple[float, str, str], list[EvalRow]] = {}
+    for row in sorted(rows, key=lambda row: (row.width, row.lam)):
+        panels_of.setdefault((row.width, row.format, row.precision), []).append(row)
+    several = len({(format, precision) for _, format, precision in panels_of}) > 1
+    across = min(len(panels_of), PANELS_PER_ROW)
+    down = -(-len(panels_of) // across)
     with matplotlib.rc_context(STYLE):
         size = 2.1 + 1.7 * across, 2.7 * down + 0.6
         figure = figures.Figure(figsize=size, layout="constrained")
         panels = figure.subplots(down, across, sharey=True, squeeze=False).flat
-        for width, axes in zip(widths, panels, strict=False):  # takes no panel more than it draws
-            _draw_panel(axes, sorted((r for r in rows if r.width == width), key=lambda r: r.lam))
-            axes.set(title=f"width {width:g}", xlabel="λ")
+        # Takes no panel more than it draws.
+        for (width, format, precision), axes in zip(panels_of, panels, strict=False):
+            _draw_panel(axes, panels_of[width, format, precision])
+            kind = f", {format} {precision}" if several else ""
+            axes.set(title=f"width {width:g}{kind}", xlabel="λ")
         for axes in list(panels):  # what is left of the last line
             axes.set_visible(False)
         figure.axes[0].set_ylabel("Accuracy (%)")
@@ -97,14 +106,14 @@ def _draw_panel(axes: Any, rows: list[EvalRow]) -> None:
     )
     _draw_band(axes, x, [row.robust_accuracy_interval[WORST] for row in rows], COLOURS[1])
     # An attack looks the same in every plot, whatever else was run.
-    for index, name in enumerate(TITLES):
+    for name, (colour, marker) in zip(TITLES, LOOKS, strict=True):
         if not all(name in row.robust_accuracy for row in rows):
             continue
         axes.plot(
             x,
             [100 * row.robust_accuracy[name] for row in rows],
-            color=COLOURS[(0, 4, 2, 5, 3)[index]],
-            marker=MARKERS[index],
+            color=COLOURS[colour],
+            marker=MARKERS[marker],
             markersize=3.8,
             markeredgecolor="white",
             markeredgewidth=0.5,

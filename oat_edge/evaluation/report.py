@@ -17,6 +17,7 @@ from oat_edge.evaluation.accuracy import interval
 from oat_edge.evaluation.checks import Check
 from oat_edge.evaluation.outcome import Outcome
 from oat_edge.evaluation.pack import Int64
+from oat_edge.evaluation.precisions import PrecisionDrop
 from oat_edge.evaluation.transfer import TransferGrid
 from oat_edge.files import atomic_path, read_json, write_json
 from oat_edge.operating_point import OperatingPoint
@@ -87,6 +88,8 @@ class EvalReport:
     samples_file: str | None
     """Per image and attack whether it stayed right, beside the report."""
     warnings: tuple[str, ...]
+    precisions: tuple[PrecisionDrop, ...] = ()
+    """Every file that is not float32 beside the one that is, by λ."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; no NaN."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.errors import InputError
 from oat_edge.operating_point import select
-from oat_edge.runtime.recipe import EXPORTED, LIBRARIES, PRECISIONS
+from oat_edge.runtime.recipe import LIBRARIES, PRECISIONS
 
 DEVICES = ("cpu", "cuda")
 ENGINES = tuple(LIBRARIES)
@@ -15,6 +15,9 @@ FORMATS = ("onnx", *ENGINES)
 # ONNX Runtime's CPU provider computes half precision in float32 between casts: slower than fp32,
 # and not what the name says.
 CPU_PRECISIONS = ("fp32", "int8")
+# The target of int8 files that suits a device. ONNX Runtime's GPU provider has no int8 kernels, but
+# an engine's own file shows there what the engine should compute.
+INT8_TARGET = {"cpu": "cpu", "cuda": "trt"}
 # An error line names no more files than these.
 MAX_NAMES = 4
 
@@ -29,9 +32,10 @@ def artifacts_for(
 ) -> list[Artifact]:
     """What runs on `device` of these widths, by width, λ-input before pinned.
 
-    formats, precisions: None takes on a CPU the ONNX files in float32 (and int8), on a GPU the
-    engines, or the ONNX files of a width that has no engine. Raises `InputError` for a width
-    without any, saying what there is.
+    formats, precisions: None takes on a CPU the ONNX files in float32 and int8, on a GPU the
+    engines, or the ONNX files of a width that has no engine. An int8 file that was made for
+    another kind of device is never taken. Raises `InputError` for a width without any, saying
+    what there is.
     """
     chosen: list[Artifact] = []
     for width in widths:
@@ -135,8 +139,11 @@ def _fitting(
         for format in wanted
         for artifact in bundle.of_format(format)
         # An engine that was named is refused when it is opened, which says where it runs.
-        if artifact.precision_requested in allowed
-        or (artifact.format in ENGINES and precisions is None)
+        if (
+            artifact.precision_requested in allowed
+            or (artifact.format in ENGINES and precisions is None)
+        )
+        and artifact.target in (None, INT8_TARGET[device])
     ]
     return sorted(fitting, key=lambda a: (a.width, a.pinned_lambda is not None))
 
@@ -170,8 +177,8 @@ def _nothing(
     if width is not None and width not in bundle.spec.widths:
         trained = ", ".join(f"{one:g}" for one in bundle.spec.widths)
         remedy = f"the network was trained for widths {trained}"
-    elif precisions and not set(precisions).intersection(EXPORTED):
-        remedy = f"this version exports {', '.join(EXPORTED)}"
+    elif precisions == ("int8",):
+        remedy += f" --target {INT8_TARGET[device]}"
     return InputError(
         f"bundle {bundle.path.name} has no {wanted} for {device} (it has {have}): {remedy}"
     )

@@ -12,8 +12,6 @@ from oat_edge.errors import InputError
 # Formats of engines, and the module that builds and runs each.
 LIBRARIES = {"trt": "tensorrt", "trt-rtx": "tensorrt_rtx"}
 PRECISIONS = ("fp32", "fp16", "int8")
-# Those that `oat-edge export` makes; int8 files come from elsewhere as yet.
-EXPORTED = ("fp32", "fp16")
 MAX_BATCH = 4096
 
 

@@ -81,13 +81,16 @@ class Runner(ABC):
     """Most images per request; None: any number."""
     remarks: tuple[str, ...] = ()
     """What a figure of this runner must carry, e.g. "cuda_graph: not captured (…)"."""
+    default_lambda: float | None = None
+    """λ of requests that say none: that of an operating point; None: they must say one."""
     closed: bool = False
 
     def infer(self, image: Float32, lam: float | Float32 | None = None) -> Float32:
         """Logits of a batch.
 
         image: (N, C, H, W) float32 in [0, 1]. lam: (N,) float32, a λ per image, or one number
-        for all; a pinned network takes none (or its own). Returns (N, K) float32.
+        for all; a pinned network takes none (or its own), one opened at an operating point may do
+        without. Returns (N, K) float32.
         Raises `InputError` on another shape or dtype, on λ that is NaN or outside the trained
         range, and after `close`. The values of `image` are not looked at: that would cost time.
         """
@@ -145,9 +148,9 @@ class Runner(ABC):
     def _check_lambda(self, lam: Any, num_images: int) -> Float32:
         pinned = self.io.pinned_lambda
         if lam is None:
-            if pinned is None:
+            lam = self.default_lambda if pinned is None else pinned
+            if lam is None:
                 raise InputError("lambda is missing: pass a number in [0, 1], or one per image")
-            lam = pinned
         if isinstance(lam, (int, float, np.integer, np.floating)):
             lam_n = np.full(num_images, lam, dtype=np.float32)
         elif isinstance(lam, np.ndarray) and lam.dtype == np.float32:

@@ -51,6 +51,11 @@ def save_state(path: Path, state: TrainState, config: TrainConfig, data: dict[st
 def load_state(path: Path) -> tuple[TrainState, TrainConfig, dict[str, Any]]:
     """Read what `save_state` wrote, without unpickling code; damage raises `InputError`."""
     if not path.is_file():
+        if (path.parent / "checkpoint.safetensors").exists():
+            raise InputError(
+                f"there is no training state at {path}: this run is a copy, or was made by "
+                "`calibrate bn`; resume the run it comes from"
+            )
         raise InputError(f"there is nothing to resume at {path}: start with `oat-edge train`")
     try:
         with zipfile.ZipFile(path) as archive:

@@ -56,7 +56,7 @@ class OATSStep:
         leaves = [(g.detach().requires_grad_(), b.detach().requires_grad_()) for g, b in film]
         total = torch.zeros((), device=images.device)
         for width in self.network.widths:
-            loss = self._loss(images, labels, knot_index, width, leaves, generator)
+            loss = self.loss(images, labels, knot_index, width, leaves, generator)
             torch.autograd.backward(loss)
             total += loss.detach()
         pairs = [
@@ -70,7 +70,7 @@ class OATSStep:
         self.optimizer.step()
         return total / len(self.network.widths)
 
-    def _loss(
+    def loss(
         self,
         images: Tensor,
         labels: Tensor,

@@ -11,6 +11,8 @@ from oat_edge.bench.diagnosis import diagnose, listed, undiagnosed
 from oat_edge.bench.statistics import LatencyMs
 from oat_edge.device.jetson import Jetson
 from oat_edge.device.state import Range, SpanState, state_of
+from oat_edge.evaluation.checks import Check
+from oat_edge.evaluation.precisions import PrecisionDrop
 from oat_edge.runtime.trt import WEAK
 from tests.bench.made_up import (
     change,
@@ -347,3 +349,21 @@ def test_a_graph_that_was_not_wanted_is_a_trouble_only_where_the_device_waits():
 def test_throughput_without_a_graph_is_told_as_such():
     report = change(QUIET, on(HALF, 1), warnings=(f"throughput_ips: {GRAPH}",))
     assert "no CUDA graph for img/s" in only(report).evidence and undiagnosed(report) == ()
+
+
+def beside(lam, flagged):
+    return PrecisionDrop(
+        artifact=HALF, fp32_artifact="other.onnx", format="onnx", backend="onnxruntime-cpu",
+        precision="int8", width=0.5, lam=lam, pinned=False, num_samples=500,
+        standard_accuracy=None, robust_accuracy={}, reason=None,
+        masking=Check(name="quantised gradients", flagged=flagged, evidence=f"{lam} of it"),
+    )  # fmt: skip
+
+
+def test_masked_gradients_are_a_trouble_of_the_file_once_for_all_lambdas():
+    some = (beside(0.0, False), beside(0.3, True), beside(1.0, True), beside(0.5, None))
+    found = only(dataclasses.replace(QUIET, precisions=some))
+    assert found.kind == "masked gradients" and found.where == f"{HALF}, batch 1 and 16"
+    assert found.evidence.startswith("λ=0.3: 0.3 of it") and "Square" in found.remedy
+    quiet = dataclasses.replace(QUIET, precisions=(some[0], some[3]))
+    assert diagnose(quiet) == ()

@@ -31,7 +31,7 @@ def test_schema_is_that_of_the_design(benched):
     assert set(value) == {
         "schema", "environment", "settings", "rows", "bundle", "lambda_cost", "lambda_flatness",
         "samples_file", "warnings", "transfer", "profile", "transfer_artifacts",
-        "monitor", "idle", "failures",
+        "monitor", "idle", "failures", "precisions",
     }  # fmt: skip
     for grid in value["transfer"]:
         assert set(grid) == {"attack", "sources", "targets", "robust_accuracy", "num_samples"}

@@ -140,3 +140,29 @@ def test_packs_of_another_checkpoint_or_radius_are_refused(bundle):
         other = with_pack(bundle, dataclasses.replace(make_pack(1.0, "apgd"), **changes))
         with pytest.raises(InputError, match=pattern):
             evaluate(other)
+
+
+def test_the_attack_on_int8_is_taken_of_the_widths_that_have_it(bundle):
+    """A bundle without int8 files lacks nothing; one with some has it for these."""
+    assert not any("pgd20-int8" in text for text in evaluate(bundle, num_queries=5).report.warnings)
+    with pytest.raises(
+        InputError, match=r"no pgd20-int8 pack .*: oat-edge export --precision int8"
+    ):
+        evaluate(bundle, attacks=("pgd20-int8",))
+    some = with_pack(bundle, make_pack(0.5, "pgd20-int8"))
+    report = evaluate(some, num_queries=5).report
+    assert list(report.settings["attacks"]) == ["pgd20", "pgd20-int8", "square"]
+    for row in report.rows:
+        assert ("pgd20-int8" in row.robust_accuracy) == (row.width == 0.5)
+    assert not any("pgd20-int8" in text for text in report.warnings)
+    # An order is kept as a whole or not at all.
+    with pytest.raises(InputError, match=r"width 1 at λ=0 .*--width 1 --precision int8"):
+        evaluate(some, attacks=("pgd20", "pgd20-int8"))
+    (named,) = {
+        tuple(row.robust_accuracy)
+        for row in evaluate(some, attacks=("pgd20-int8",), widths=(0.5,)).report.rows
+    }
+    assert named[0] == "pgd20-int8" and "pgd20" not in named
+    # Of λ that its packs do not hold it is left out, and that is told.
+    report = evaluate(some, lambdas=(0.5,), num_queries=5).report
+    assert any(text.startswith("pgd20-int8: left out") for text in report.warnings)

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from oat_edge.errors import InputError
 from oat_edge.evaluation.config import (
     ATTACKS,
+    BUNDLE_ATTACKS,
+    GRAPH_ATTACK,
     EvalConfig,
     check_eps,
     check_levels,
+    check_run_attacks,
     level_warnings,
     mode,
     parse_attacks,
@@ -58,7 +61,9 @@ def test_a_slip_is_answered_with_what_was_meant(text, hint):
     ["", ",", "pgd,", "fab", "EVERY", "auto attack", "all,foo", "foo,all", "all,", "all pgd"],
 )
 def test_what_is_no_attack_is_refused_with_the_list(text):
-    with pytest.raises(InputError, match="expected a list of pgd20, apgd, autoattack, square"):
+    with pytest.raises(
+        InputError, match="expected a list of pgd20, pgd20-int8, apgd, autoattack, square"
+    ):
         parse_attacks(text)
 
 
@@ -156,3 +161,13 @@ def test_whole_levels_are_not_warned_about_and_parts_of_one_are(level, part):
     assert level_warnings(level / 255, ("square",)) == ()
     (text,) = level_warnings((level - 1 + part) / 255, ("square",))
     assert f"within {level - 1}/255" in text
+
+
+def test_the_attack_on_int8_is_for_bundles_alone():
+    assert parse_attacks("square,pgd20-int8,pgd") == ("pgd20", "pgd20-int8", "square")
+    assert EvalConfig(attacks=("pgd20-int8",)).attacks == ("pgd20-int8",)
+    with pytest.raises(InputError, match="made on an int8 file: evaluate the bundle, for a run"):
+        check_run_attacks(("pgd20", "pgd20-int8"))
+    check_run_attacks(None)
+    check_run_attacks(ATTACKS)
+    assert set(ATTACKS) == set(BUNDLE_ATTACKS) - {GRAPH_ATTACK}

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import common, load
+from oat_edge.bench.report import save_report
+from oat_edge.operating_point import OperatingPoint
+from tests.bench.conftest import make_bundle
+from tests.runtime.reports import report_of
+
+
+@pytest.mark.usefixtures("frozen_heap")
+def test_every_candidate_serves_the_same_requests_in_every_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    bundle = make_bundle(tmp_path / "bundle")
+    save_report(report_of(bundle), [], bundle.path / "report.json")
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(load, "SLOT_S", 0.02)
+    arguments = ["--bundle", bundle.path, "--seconds", "0.14", "--batch", "2", "--busy", "1"]
+    monkeypatch.setattr(sys, "argv", ["load", *map(str, arguments)])
+    load.main()
+    saved = json.loads((tmp_path / "load-tiny.json").read_text())
+    assert (tmp_path / "load-tiny.png").stat().st_size > 10_000
+    assert set(saved["summary"]) == {"policy", "width 0.5", "width 1"}
+    assert len(saved["phases"]) == len(load.PHASES)
+    for part in (saved["summary"], *saved["phases"]):
+        candidates = [one for name, one in part.items() if name != "phase"]
+        assert len({one["num_requests"] for one in candidates}) == 1
+        for one in candidates:
+            assert 0 <= one["right_in_time"] <= min(one["met"], one["right"]) <= 1
+    assert list(saved["summary"]["width 1"]["width_shares"]) == ["1"]
+    assert saved["summary"]["width 1"]["switches"] == 0 < saved["decision_us"]
+
+
+def test_a_summary_is_of_its_requests() -> None:
+    def served(width: float, right: float, met: bool, reason: str = "fits") -> load.Served:
+        return load.Served(
+            phase=0, at_s=0.0, response_ms=2.0 if met else 8.0,
+            point=OperatingPoint(width, 0.0), reason=reason, right=right, met=met, overhead_us=5.0,
+        )  # fmt: skip
+
+    requests = [
+        served(1.0, 1.0, True), served(1.0, 0.5, False), served(0.5, 0.5, True),
+        served(1.0, 1.0, True, "probe"), served(0.5, 0.0, True), served(1.0, 1.0, True),
+    ]  # fmt: skip
+    found = load.summarise(requests)
+    assert (found["met"], found["right"]) == pytest.approx((5 / 6, 4 / 6))
+    assert found["right_in_time"] == pytest.approx(3.5 / 6)
+    assert (found["switches"], found["probes"]) == (2, 1)  # a probe is no switch
+    assert found["width_shares"] == {"0.5": 0.4, "1": 0.6}
+    assert found["response_ms"]["p50"] == 2.0
+
+
+def test_requests_arrive_as_often_as_asked() -> None:
+    setting = load.Load(batch=3, widest_ms=0.1, deadline_ms=1.0, seed=0)
+    phase = load.Phase(name="test", utilisation=0.5, threat=0.25)
+    drawn = [load.Requests.drawn(setting, phase, 7, (0, slot)) for slot in range(20)]
+    num = sum(len(one.arrivals_s) for one in drawn)
+    expected = 20 * load.SLOT_S * 0.5 / 0.1e-3
+    assert num == pytest.approx(expected, abs=5 * expected**0.5)
+    assert np.mean(np.concatenate([one.attacked for one in drawn])) == pytest.approx(0.25, abs=0.02)
+    for one in drawn:
+        assert (np.diff(one.arrivals_s) > 0).all() and one.arrivals_s[-1] < load.SLOT_S
+        assert one.images.shape == (len(one.arrivals_s), 3) and one.images.max() < 7
