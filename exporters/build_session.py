@@ -49,12 +49,10 @@ class Session:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if self._previous not in (None, signal.SIG_IGN):
             signal.signal(signal.SIGINT, self._previous)
-        for failure in (error, self._failure):
-            if failure is not None:
-                # Its frames hold the library's builder, the builder this logger, and the logger
-                # the failure. Python's collector cannot see through the library: the builder, its
-                # memory and its threads would stay for good.
-                traceback.clear_frames(failure.__traceback__)
+        # Frames of a failure hold the library's builder, the builder this logger, and the logger
+        # the failure. Python's collector cannot see through the library: the builder, its memory
+        # and its threads would stay for good.
+        traceback.clear_frames(trace)
         # What was asked to stop fails in its own way first: the reason goes before it.
         if self._failure is not None and error is not self._failure:
             raise self._failure from None

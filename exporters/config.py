@@ -15,6 +15,12 @@ DEFAULT_PRECISION = {"onnx": "fp32", "trt": "fp16", "trt-rtx": "fp16"}
 PACK_ATTACKS = ("pgd20", "apgd", "autoattack")
 
 
+def check_engine_target(target: str) -> None:
+    """Raise `InputError` unless engines can be built from int8 files of this target."""
+    if target != "trt":
+        raise InputError(f"target is '{target}': engines take trt, or use --format onnx")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig:
     """One export."""
@@ -51,6 +57,8 @@ class ExportConfig:
             raise InputError(
                 f"the recipe says {self.recipe.precision}, the ONNX file {self.precision}"
             )
+        if self.recipe is not None and self.quantize is not None:
+            check_engine_target(self.quantize.target)
         if self.pin_lambda is not None:
             check_range("pin_lambda", self.pin_lambda, 0.0, 1.0)
         if not self.widths:

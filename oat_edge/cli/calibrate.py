@@ -14,6 +14,7 @@ from oat_edge.cli.calibrate_bn import bn
 from oat_edge.cli.calibrate_run import bundle_of, conclude, searched
 from oat_edge.cli.console import output_console
 from oat_edge.cli.options import JsonFile
+from oat_edge.errors import InputError
 from oat_edge.files import check_replaceable
 from oat_edge.operating_point import parse_list
 
@@ -123,8 +124,7 @@ def choose(
     console = output_console(json)
     paths = reports or [(bundle or Path("bundles/latest")) / REPORT]
     target = out or (paths[0] if paths[0].is_dir() else paths[0].parent) / OPERATING_POINT
-    for file in (target, *([Path(json)] if json not in (None, "-") else [])):
-        check_replaceable(file)
+    _check_writable(target, None if json in (None, "-") else Path(str(json)), paths)
     measured = measured_points(
         of_device(read_reports(paths), device),
         percentile=goal.percentile,
@@ -143,3 +143,15 @@ def choose(
         queries=queries,
     )
     conclude(pool, goal, target, json, console)
+
+
+def _check_writable(target: Path, json: Path | None, reports: list[Path]) -> None:
+    """Raise `InputError` where a file would take the place of what was read or written here."""
+    taken = [path / REPORT if path.is_dir() else path for path in reports]
+    for file, option in ((target, "--out"), (json, "--json")):
+        if file is None:
+            continue
+        check_replaceable(file)
+        if file.resolve() in (path.resolve() for path in taken):
+            raise InputError(f"{file} is read or written already: name another {option}")
+        taken.append(file)

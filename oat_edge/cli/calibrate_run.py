@@ -122,6 +122,12 @@ def conclude(pool: Pool, goal: Goal, target: Path, json: str | None, console: Co
             num_measured=pool.num_measured,
             warnings=pool.warnings,
         )
+        if pool.bundle is not None:
+            try:
+                point.artifact_in(Bundle.open(pool.bundle))
+            except InputError as refusal:
+                stale = f"open_runner will refuse this: {refusal}"
+                point = dataclasses.replace(point, warnings=(stale, *point.warnings))
         warnings = point.warnings
     front = [one for one, on in zip(pool.points, front_of(pool.points), strict=True) if on]
     value = {

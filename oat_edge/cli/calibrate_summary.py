@@ -87,7 +87,7 @@ def _why(point: Point, goal: Goal) -> object:
     table = plain_table(None, ["", "", "95 %", "limit", "to spare"])
     limits = {limit.figure: limit for limit in goal.limits}
     for figure in FIGURES:
-        value = getattr(point, figure)
+        value = point.counted(figure)  # as its interval and the limit see it
         limit = limits.get(figure)
         if limit is None and figure in COSTS:
             continue

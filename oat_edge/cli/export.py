@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +11,11 @@ from rich.console import Console
 
 from oat_edge.calib.config import CHECK_IMAGES, METHOD, NUM_IMAGES, QuantizeConfig
 from oat_edge.cli.console import make_console, plain_table, steps
+from oat_edge.cli.int8_line import int8_line
 from oat_edge.cli.options import DataDir, Download, Seed, Width
 from oat_edge.errors import InputError
 from oat_edge.evaluation.config import ALIASES
-from oat_edge.exporters.config import DEFAULT_PRECISION, ExportConfig
+from oat_edge.exporters.config import DEFAULT_PRECISION, ExportConfig, check_engine_target
 from oat_edge.exporters.export import export_bundle
 from oat_edge.operating_point import select
 from oat_edge.require import require
@@ -174,7 +176,7 @@ def export(
     if attack_samples or quantize is not None:
         dataset = load_test_data(loaded, data_dir=data_dir, download=download)
     out = out or BUNDLES / loaded.run
-    run_export(loaded, config, out, dataset, console)
+    run_export(loaded, [config], out, dataset, console)
     options = "" if out.parent == BUNDLES else f" --bundle {out}"
     for_gpu = recipe is not None or precision == "fp16"
     for_gpu = for_gpu or (quantize is not None and quantize.target == "trt")
@@ -213,8 +215,8 @@ def _quantize(format: str, precision: str, options: dict[str, Any]) -> QuantizeC
             wrong = ", ".join(INT8_OPTIONS[name] for name in given)
             raise InputError(f"{wrong}: of int8 only, precision is '{precision}': --precision int8")
         return None
-    if format != "onnx" and given.setdefault("target", "trt") != "trt":
-        raise InputError(f"target is '{given['target']}': engines take trt, or use --format onnx")
+    if format != "onnx":
+        check_engine_target(given.setdefault("target", "trt"))
     return QuantizeConfig(**given)
 
 
@@ -249,14 +251,15 @@ def load_test_data(checkpoint: Checkpoint, *, data_dir: Path | None, download: b
 
 def run_export(
     checkpoint: Checkpoint,
-    config: ExportConfig,
+    configs: Sequence[ExportConfig],
     out: Path,
     dataset: Dataset | None,
     console: Console,
 ) -> Bundle:
-    """Export with progress, and print what the bundle holds."""
+    """Export one after the other with progress, and print what the bundle holds then."""
     with steps(console) as say:
-        bundle = export_bundle(checkpoint, config, out, dataset=dataset, say=say)
+        for config in configs:
+            bundle = export_bundle(checkpoint, config, out, dataset=dataset, say=say)
     table = plain_table(f"Bundle {out}", ["file", "width", "λ", "MB", "max |Δlogit|"])
     for artifact in sorted(bundle.artifacts, key=lambda a: (a.width, a.file)):
         lam = "input" if artifact.pinned_lambda is None else f"{artifact.pinned_lambda:g}"
@@ -267,4 +270,7 @@ def run_export(
             size = f"{(bundle.path / artifact.file).stat().st_size / 1e6:.2f}"
         table.add_row(artifact.file, f"{artifact.width:g}", lam, size, parity)
     console.print(table)
+    for artifact in bundle.artifacts:
+        if artifact.format == "onnx" and artifact.calibration is not None:
+            console.print(int8_line(artifact), markup=False)
     return bundle

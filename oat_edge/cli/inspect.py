@@ -13,6 +13,7 @@ from rich.console import Console
 
 from oat_edge.bundle import MANIFEST, Artifact, Bundle
 from oat_edge.cli.console import make_console, plain_table
+from oat_edge.cli.int8_line import int8_line
 from oat_edge.config import NetworkSpec
 from oat_edge.errors import InputError
 from oat_edge.runtime.recipe import Recipe
@@ -62,6 +63,9 @@ def _show_bundle(bundle: Bundle, console: Console) -> None:
     console.print(table)
     for line in dict.fromkeys(_engine_line(a) for a in bundle.artifacts if a.recipe is not None):
         console.print(line, markup=False)
+    for artifact in bundle.artifacts:
+        if artifact.format == "onnx" and artifact.calibration is not None:
+            console.print(int8_line(artifact), markup=False)
     if damaged:
         raise damaged[0]
 

@@ -48,7 +48,7 @@ def open_runner(
     if operating_point is not None:
         _check_alone(width, format, precision, pinned_lambda)
         return _open_point(opened, operating_point, device, threads, cuda_graph)
-    device = device or "cpu"
+    device = "cpu" if device is None else device
     artifact = pick(
         opened,
         device=device,
@@ -85,8 +85,8 @@ def _open_point(
     runner = open_artifact(
         bundle,
         point.artifact_in(bundle),
-        device=device or point.runner_device,
-        threads=threads or point.threads,
+        device=point.runner_device if device is None else device,
+        threads=point.threads if threads is None else threads,
         cuda_graph=cuda_graph,
     )
     runner.default_lambda = point.lam

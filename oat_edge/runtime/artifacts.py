@@ -171,14 +171,13 @@ def _nothing(
     options = f" --width {width:g}" if width is not None else ""
     options += f" --format {formats[0]}" if formats else ""
     options += f" --precision {precisions[0]}" if precisions else ""
+    options += f" --target {INT8_TARGET[device]}" if precisions and precisions[0] == "int8" else ""
     options += f" --pin-lambda {pinned_lambda:g}" if pinned_lambda is not None else ""
     options += f" --out {bundle.path}" if bundle.path.parent.name != "bundles" else ""
     remedy = f"oat-edge export{options}"
     if width is not None and width not in bundle.spec.widths:
         trained = ", ".join(f"{one:g}" for one in bundle.spec.widths)
         remedy = f"the network was trained for widths {trained}"
-    elif precisions == ("int8",):
-        remedy += f" --target {INT8_TARGET[device]}"
     return InputError(
         f"bundle {bundle.path.name} has no {wanted} for {device} (it has {have}): {remedy}"
     )

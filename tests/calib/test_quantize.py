@@ -131,9 +131,23 @@ def drifted(trained):
     return folded
 
 
-def test_calibrated_at_lambda_0_alone_the_same_gate_fails(quantized, drifted):
-    with pytest.raises(GateError, match=r"at λ=1 .*allowed are 0\.5: nothing was added"):
-        quantized(network=drifted, lambdas=(0.0,))
+def test_calibrated_at_lambda_0_alone_the_same_gate_fails(quantized, drifted, monkeypatch):
+    """What is cut off costs over ten points; layers that read it would have to be float32."""
+    monkeypatch.setattr(module._Work, "_keep", lambda self, ranked, tried: (ranked, *tried(())))
+    points, name, lam = quantized(network=drifted, lambdas=(0.0,)).changes.beyond(0.5)
+    assert points > 10 and name == "SA" and lam > 0
+
+
+def test_where_too_many_layers_would_have_to_go_back_nothing_is_made(quantized, monkeypatch):
+    real = module.cached_ranges
+
+    def broken(*arguments, **settings):
+        found = real(*arguments, **settings)
+        return {name: (low / 300, high / 300) for name, (low, high) in found.items()}
+
+    monkeypatch.setattr(module, "cached_ranges", broken)
+    with pytest.raises(GateError, match=r"points of SA at λ=.*allowed are 0\.5: nothing was added"):
+        quantized()
 
 
 def test_swept_it_passes(quantized, drifted):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from oat_edge.bundle import MANIFEST, Bundle
+from oat_edge.calib.config import QuantizeConfig
 from oat_edge.data import load
 from oat_edge.errors import DependencyError, GateError, InputError
 from oat_edge.evaluation.config import EvalConfig
@@ -20,6 +21,7 @@ from oat_edge.exporters.export import export_bundle
 from oat_edge.files import point_latest
 from oat_edge.nn.fold import fold
 from oat_edge.runtime import open_artifact, open_runner
+from oat_edge.runtime.recipe import Recipe
 from oat_edge.train.checkpoint import load_checkpoint
 
 PLAIN = {"floor": False, "attack_samples": 0}
@@ -200,7 +202,17 @@ def test_exporting_by_the_name_latest_adds_to_that_bundle(filled, checkpoint):
 @pytest.mark.parametrize(
     ("changes", "pattern"),
     [
-        ({"precision": "int4"}, "precision is 'int4': this version exports fp32, fp16"),
+        ({"precision": "int4"}, "precision is 'int4': expected fp32, fp16, int8"),
+        ({"precision": "int8"}, "quantize is None, precision is int8"),
+        ({"quantize": QuantizeConfig()}, "precision is fp32"),
+        (
+            {
+                "precision": "int8",
+                "quantize": QuantizeConfig(target="cpu"),
+                "recipe": Recipe(precision="int8"),
+            },
+            "target is 'cpu': engines take trt",
+        ),
         ({"pin_lambda": 1.5}, "pin_lambda is 1.5"),
         ({"pin_lambda": float("nan")}, "pin_lambda is nan"),
         ({"attack_samples": -1}, "attack_samples is -1"),

@@ -108,7 +108,7 @@ class TestProgress:
 
         def alive():
             gc.collect()
-            return sum(isinstance(one, Session) for one in gc.get_objects())
+            return sum(type(one) is Session for one in gc.get_objects())
 
         before = alive()
         try:

@@ -154,7 +154,7 @@ def test_a_device_that_is_none_is_not_taken_for_a_missing_driver(device, tiny_bu
     ("options", "remedy"),
     [
         ({"width": 0.6}, "the network was trained for widths 0.5, 1"),
-        ({"width": 0.5, "precision": "int8"}, "this version exports fp32, fp16"),
+        ({"width": 0.5, "precision": "int8"}, "--width 0.5 --precision int8 --target cpu"),
         ({"width": 0.5, "precision": "fp16"}, "oat-edge export --width 0.5 --precision fp16"),
     ],
 )
