@@ -47,8 +47,18 @@ SLOT_S = 0.25
 POLICY = "policy"
 # A deadline that has passed while the request queued; the policy then takes what is fastest.
 NO_TIME_MS = 1e-3
-# A process that competes for cores, caches and memory as another network would.
-BUSY = "import numpy as np\na = np.ones((256, 256), np.float32)\nwhile True: a @ a"
+# A process that competes for cores, caches and memory as another network would; it ends with the
+# one that started it, also if that is killed.
+BUSY = """import os
+import sys
+
+import numpy as np
+
+a = np.ones((256, 256), np.float32)
+while os.getppid() == int(sys.argv[1]):
+    for _ in range(100):
+        a @ a
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -289,9 +299,10 @@ def decision_us(bundle: Bundle, load: Load, num: int = 5000) -> float:
 def competing(num: int) -> Iterator[None]:
     """`num` processes that use a core each, as far as they get one."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", BUSY, str(os.getpid())]
     with ExitStack() as stack:
         for _ in range(num):
-            process = subprocess.Popen([sys.executable, "-c", BUSY], env=environment)
+            process = subprocess.Popen(command, env=environment)
             stack.callback(process.wait)
             stack.callback(process.kill)
         if num:

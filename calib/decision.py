@@ -183,9 +183,12 @@ def _about(chosen: Point, goal: Goal, num_measured: int) -> list[str]:
     if chosen.unstable:
         told.append("its latency was unstable: quiet the machine and bench again to rely on it")
     if chosen.between_knots:
+        measured, more = chosen.robust_accuracy, ""
+        if measured is not None and measured != chosen.counted(ROBUST):
+            more = f" (measured {amount(ROBUST, measured)})"
         told.append(
-            f"λ={chosen.lam:g} lies between knots: its RA is under packs crafted at the knots, "
-            "an upper bound"
+            f"λ={chosen.lam:g} lies between knots: its RA is under packs crafted at the knots"
+            f"{more}, an upper bound"
         )
     if num_measured >= FEW_LAMBDAS:
         told.append(

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from oat_edge.calib.batches import CalibrationSet, make_batches
 from oat_edge.data.dataset import Split
+from oat_edge.errors import InputError
 from oat_edge.evaluation.checks import sign_test
 from oat_edge.evaluation.precisions import Drop, drop_of
 from oat_edge.runtime.runner import Runner
@@ -63,7 +64,7 @@ class Changes:
         With many λ some change by chance: an exact sign test, Bonferroni over all of them.
         """
         found = []
-        level = ALPHA / (4 * len(self.changes))
+        level = _level(len(self.changes))
         for change in self.changes:
             for name, drop in (("SA", change.standard), ("RA", change.robust)):
                 lost = 100 * drop.lost
@@ -73,14 +74,32 @@ class Changes:
                     found.append((lost, name, change.lam))
         return max(found, key=lambda one: abs(one[0]), default=None)
 
+    @property
+    def detectable(self) -> float:
+        """Points below which no change can be told from chance on so few images."""
+        return 100 * fewest_flips(len(self.changes)) / self.num_images
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self)
+        return {**asdict(self), "detectable": self.detectable}
 
     def _all(self) -> Iterator[tuple[float, str, float]]:
         for change in self.changes:
             yield 100 * change.standard.lost, "SA", change.lam
             yield 100 * change.robust.lost, "RA", change.lam
+
+
+def fewest_flips(num_lambdas: int) -> int:
+    """Images that must all flip the same way at one λ before `Changes.beyond` can fail."""
+    flips = 1
+    while sign_test(flips, 0) >= _level(num_lambdas):
+        flips += 1
+    return flips
+
+
+def _level(num_lambdas: int) -> float:
+    """Of one-sided tests: two accuracies at every λ, each of which may change either way."""
+    return ALPHA / (4 * num_lambdas)
 
 
 class DropCheck:
@@ -97,7 +116,14 @@ class DropCheck:
         **attack: Any,
     ) -> None:
         """network: in float32. split: of images that are not in the calibration set. attack: of
-        `make_batches`, as trained."""
+        `make_batches`, as trained. Raises `InputError` for so few images that nothing can fail."""
+        num, fewest = min(num_images, len(split)), fewest_flips(len(lambdas))
+        if num < fewest:
+            raise InputError(
+                f"accuracy would be checked on {num} images: expected {fewest} or more at "
+                f"{len(lambdas)} λ, with fewer no loss can be told from chance; --check-samples 0 "
+                "measures nothing and says so"
+            )
         self._split, self._lambdas = split, tuple(lambdas)
         self._settings = {"num_images": num_images, "seed": SEED, **attack}
         both = self._sets(network, ("clean", "adversarial"), progress)
@@ -134,10 +160,10 @@ class DropCheck:
     ) -> tuple[CalibrationSet, ...]:
         sets = []
         for place, lam in enumerate(self._lambdas):
-            progress(place / len(self._lambdas))
             sets.append(
                 make_batches(network, self._split, lambdas=(lam,), kinds=kinds, **self._settings)
             )
+            progress((place + 1) / len(self._lambdas))
         return tuple(sets)
 
 

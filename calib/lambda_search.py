@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from oat_edge.bench.config import SQUARE
 from oat_edge.calib.choose import choose, objectives
 from oat_edge.calib.goal import ROBUST, STANDARD, Goal
 from oat_edge.calib.points import Point
@@ -26,7 +27,6 @@ from oat_edge.operating_point import OperatingPoint
 from oat_edge.runtime.padding import steady
 from oat_edge.runtime.runner import Float32, Runner
 
-SQUARE = "square"
 BATCH_SIZE = 64
 
 Measure = Callable[[float], Accuracy]

@@ -134,7 +134,10 @@ def save_run(result: NewWidths, run_dir: Path) -> str:
 
 
 def check_free(run_dir: Path) -> None:
-    """Raise `InputError` if a run is there."""
+    """Raise `InputError` if a run is there, or no run can be."""
+    for path in (run_dir, *run_dir.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is no folder: name another --out")
     for name in ("checkpoint.safetensors", "train_state.pt"):
         if (run_dir / name).exists():
             raise InputError(f"{run_dir} already holds a run: name another --out")

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oat_edge.calib.batches import CalibrationSet, make_batches
+from oat_edge.calib.batches import STREAM, CalibrationSet, make_batches
 from oat_edge.calib.cache import cached_ranges
 from oat_edge.calib.config import QuantizeConfig
-from oat_edge.calib.drop import Changes, DropCheck
+from oat_edge.calib.drop import SEED, Changes, DropCheck
 from oat_edge.calib.ranges import Ranges
 from oat_edge.data.dataset import Dataset, Split
+from oat_edge.data.splits import permutation
 from oat_edge.errors import GateError
 from oat_edge.runtime.ort import OrtRunner
 from oat_edge.runtime.runner import Runner, RunnerIO
@@ -199,7 +200,7 @@ class _Work:
         self.say(text)
         return DropCheck(
             self.folded,
-            _others(self.dataset, calibration),
+            _others(self.dataset, calibration, self.config.check_images),
             lambdas=self.lambdas,
             num_images=self.config.check_images,
             eps=self.attack.eps,
@@ -297,10 +298,14 @@ class _Attackable:
         return self._graph.buffers()
 
 
-def _others(dataset: Dataset, calibration: CalibrationSet) -> Split:
-    """The validation split, and what the calibration set left of the training split."""
+def _others(dataset: Dataset, calibration: CalibrationSet, num: int) -> Split:
+    """The validation split, filled up to `num` with what calibration left of the training split.
+
+    Images that were trained on are right with room to spare: they would hide what int8 costs.
+    """
+    missing = max(num - len(dataset.val), 0)
     left = np.setdiff1d(np.arange(len(dataset.train)), calibration.indices)
-    rest = dataset.train.take(left)
+    rest = dataset.train.take(left[permutation(len(left), (SEED, STREAM))[:missing]])
     return Split(
         images=np.concatenate([dataset.val.images, rest.images]),
         labels=np.concatenate([dataset.val.labels, rest.labels]),

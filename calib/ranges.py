@@ -245,7 +245,8 @@ class _Reader:
 
     def get_next(self) -> dict[str, Float32] | None:
         """The next batch; None at the end."""
-        self.progress(self.given / self.total)
+        if self.given:  # the batches before are done
+            self.progress(self.given / self.total)
         self.given += 1
         batch = next(self.batches, None)
         return None if batch is None else _feeds(self.model, batch)

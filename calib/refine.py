@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from oat_edge.bench.config import SQUARE
 from oat_edge.bench.environment import collect
 from oat_edge.bench.inputs import read_packs
 from oat_edge.bundle import Artifact, Bundle
 from oat_edge.calib.choose import choose, objectives
 from oat_edge.calib.goal import Goal
 from oat_edge.calib.lambda_search import (
-    SQUARE,
     Gap,
     Measure,
     SearchLimits,
@@ -33,7 +33,7 @@ from oat_edge.calib.reports import Measured
 from oat_edge.errors import DependencyError, InputError, OatEdgeError
 from oat_edge.evaluation.accuracy import Accuracy
 from oat_edge.evaluation.meter import Progress, silent
-from oat_edge.evaluation.pack_set import PackSet
+from oat_edge.evaluation.pack_set import TRANSFER, PackSet
 from oat_edge.runtime import open_artifact
 
 
@@ -91,7 +91,7 @@ def engines_of(bundle: Bundle, measured: Measured, *, queries: int = 0) -> Engin
     """Everything that a search needs, checked before it starts.
 
     Raises `InputError` or `DependencyError` where it could not be compared with the report: other
-    images, an attack that would be missing, another machine's GPU.
+    images, an attack that would be missing or new, another machine's GPU.
     """
     newest = measured.newest
     if bundle.checkpoint_sha256 != newest.report.bundle.checkpoint_sha256:
@@ -109,6 +109,17 @@ def engines_of(bundle: Bundle, measured: Measured, *, queries: int = 0) -> Engin
                 f"the report's figures are of {point.num_samples} images, the packs hold "
                 f"{len(held)}: bench again"
             )
+    attacks = {name for point in measured.points for name in point.attacks}
+    if gone := attacks - {attack for attack, _ in held.sources} - {TRANSFER, SQUARE}:
+        raise InputError(
+            f"the report's worst case includes {', '.join(sorted(gone))}, which the bundle has no "
+            "packs of: bench again"
+        )
+    if any(source.report.settings.get("transfer") is False for source in measured.sources):
+        raise InputError(
+            "the report's worst case is without transfer, which is all there is between knots: "
+            "bench again without --no-transfer"
+        )
     asked = newest.report.settings.get("queries", 1000)
     if not queries and any(SQUARE in point.attacks for point in measured.points):
         raise InputError(f"the report's worst case includes Square: pass --queries {asked}")

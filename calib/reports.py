@@ -5,17 +5,20 @@ Points of several devices are never mixed: a latency means nothing on another ma
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oat_edge.bench.config import SQUARE
 from oat_edge.bench.report import REMEDY, Report, Row
 from oat_edge.calib.goal import Percentile
 from oat_edge.calib.points import Point
 from oat_edge.errors import InputError
 from oat_edge.evaluation.pack_set import TRANSFER, WORST
 from oat_edge.files import read_json, sha256_file
+from oat_edge.operating_point import OperatingPoint
 
 # As `oat_edge.remote.fleet` writes it; that module would bring all of SSH with it.
 FLEET_SCHEMA = "oat-edge/fleet/1"
@@ -83,7 +86,7 @@ def _read(path: Path) -> Iterable[Source]:
     value = read_json(path, what="bench report", remedy=REMEDY)
     digest = sha256_file(path)
     if value.get("schema") != FLEET_SCHEMA:
-        report = Report.from_json(value)
+        report = _report(value, path)
         name = path.stem.removeprefix("report-") if path.stem.startswith("report-") else None
         kind = str(report.settings.get("device", report.environment.device.kind))
         yield Source(path=path, sha256=digest, name=name or kind, report=report)
@@ -95,8 +98,26 @@ def _read(path: Path) -> Iterable[Source]:
     if not there:
         raise InputError(f"{path} holds no report, all its devices failed: {REMEDY}")
     for one in there:
-        report = Report.from_json(one["report"])
+        report = _report(one["report"], path)
         yield Source(path=path, sha256=digest, name=str(one.get("name")), report=report)
+
+
+def _report(value: Any, path: Path) -> Report:
+    """Read with every figure that a choice goes by checked; damage names the file."""
+    try:
+        report = Report.from_json(value)
+        for row in report.rows:
+            OperatingPoint(row.width, row.lam)
+            if row.num_samples is not None and row.num_samples < 1:
+                raise InputError(f"{row.artifact}: num_samples is {row.num_samples}: {REMEDY}")
+            times = row.latency_ms
+            figures = (row.energy_mj, row.memory_mb, row.gpu_memory_mb,
+                       *(() if times is None else (times.p50, times.p95, times.p99)))  # fmt: skip
+            if any(figure is not None and figure < 0 for figure in figures):
+                raise InputError(f"{row.artifact}: a figure is below 0: {REMEDY}")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return report
 
 
 def of_device(sources: Sequence[Source], name: str | None) -> list[Source]:
@@ -166,7 +187,7 @@ def measured_points(
         raise InputError(f"all {num_failed} measurements failed: {REMEDY}")
     return Measured(
         sources=tuple(sources),
-        points=tuple(points.values()),
+        points=tuple(_capped(point, points.values()) for point in points.values()),
         num_failed=num_failed,
         num_pinned=num_rows - len(rows),
         warnings=tuple(_unequal_attacks(points.values())),
@@ -208,11 +229,37 @@ def _point(source: Source, row: Row, percentile: Percentile, *, pinned: bool) ->
         energy_mj=row.energy_mj,
         memory_mb=_memory_mb(source, row),
         num_samples=row.num_samples,
-        attacks=tuple(name for name in row.robust_accuracy if name != WORST),
+        attacks=tuple(
+            name
+            for name, share in row.robust_accuracy.items()
+            if name != WORST and share is not None
+        ),
         threads=threads if isinstance(threads, int) and not source.on_gpu else None,
         pinned=pinned,
         unstable=row.status == "unstable",
     )
+
+
+def _capped(point: Point, points: Iterable[Point]) -> Point:
+    """A λ that Square attacked and no pack was crafted at counts as what it is, see `Point`."""
+    if point.pinned or point.robust_accuracy is None or _crafted(point):
+        return point
+    shares = {
+        one.lam: one.robust_accuracy
+        for one in points
+        if one.file == point.file and _crafted(one) and one.robust_accuracy is not None
+    }
+    below = max((lam for lam in shares if lam < point.lam), default=None)
+    above = min((lam for lam in shares if lam > point.lam), default=None)
+    if below is None or above is None:
+        return point
+    ceiling = max(shares[below], shares[above])
+    return dataclasses.replace(point, between_knots=True, robust_ceiling=ceiling)
+
+
+def _crafted(point: Point) -> bool:
+    """Whether adversarial images were made for the very point."""
+    return bool(set(point.attacks) - {TRANSFER, SQUARE})
 
 
 def _memory_mb(source: Source, row: Row) -> float | None:

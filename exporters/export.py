@@ -119,6 +119,7 @@ class _One:
 
     def _quantized(self, folded: FoldedNetwork, config: QuantizeConfig, say: Say) -> Artifact:
         from oat_edge.calib.quantize import Attack, quantize
+        from oat_edge.exporters.int8_kernels import check_kernels
         from oat_edge.exporters.to_onnx import save, trace
 
         assert self.dataset is not None
@@ -134,7 +135,7 @@ class _One:
             seed=self.config.seed,
             say=lambda text, share=0.0: say(self._text(f"int8, {text}"), share),
         )
-        return save(
+        artifact = save(
             found.model,
             spec,
             precision="int8",
@@ -142,6 +143,10 @@ class _One:
             calibration=found.to_json(),
             **self._facts(),
         )
+        if config.target == "cpu":
+            in_int8 = found.num_layers - len(found.kept)
+            check_kernels(self.staging / artifact.file, num_layers=in_int8)
+        return artifact
 
     def _facts(self) -> dict[str, Any]:
         return {

@@ -26,6 +26,8 @@ from oat_edge.exporters.int8_affines import Affine, Float, Graph, Table, write
 
 # A channel whose scale is below this part of the layer's largest does no more than its shift.
 DEAD = 1e-6
+# Of several readers, one that uses a channel less than this part of its largest does not count.
+FAINT = 1e-2
 # With less than this part of its largest scale at some knot, a channel's zero lies too far out.
 SMALLEST_RATIO = 0.2
 
@@ -97,6 +99,9 @@ def _stream(graph: Graph, affines: list[Affine], source: str) -> tuple[set[str],
 def _common_scale(readers: list[Affine]) -> Float:
     """a, (C,): the largest scale over the knots; over several readers, their geometric mean."""
     largest = np.stack([np.abs(one.scale).max(axis=0) for one in readers])
+    if len(readers) > 1:
+        # Else a channel that one of them hardly uses would be too small to be rounded for the rest.
+        largest = np.maximum(largest, FAINT * largest.max(axis=1, keepdims=True))
     floor = DEAD * largest.max()
     dead = (largest <= floor).any(axis=0)
     size = np.exp(np.log(np.where(dead, 1.0, largest)).mean(axis=0))

@@ -28,7 +28,8 @@ def _cost(accuracy: dict[str, object] | None) -> str:
         ),
         key=lambda one: abs(one[0]),
     )
-    return (
-        f"largest change {points:+.1f} points of {name} at λ={lam:g} "
-        f"({accuracy['num_images']} images)"
-    )
+    found = f"largest change {points:+.1f} points of {name} at λ={lam:g}" if points else "no change"
+    images = f"{accuracy['num_images']} images"
+    if "detectable" in accuracy:
+        images += f", on which changes below {accuracy['detectable']:.1f} points may be chance"
+    return f"{found} ({images})"

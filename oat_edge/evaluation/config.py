@@ -116,7 +116,10 @@ def mode(attacks: tuple[str, ...], *, replayed: bool = False) -> str:
     attacks: all that were made. replayed: white-box ones come from packs.
     """
     white_box = [attack for attack in attacks if attack != "square"]
-    where = " packs (8-bit, crafted on the network), replayed" if replayed and white_box else ""
+    crafted_on = (
+        "the network" if GRAPH_ATTACK not in attacks else "the network and on the int8 file"
+    )
+    where = f" packs (8-bit, crafted on {crafted_on}), replayed" if replayed and white_box else ""
     if "autoattack" in attacks:
         return f"PGD-20 and AutoAttack{where}" if replayed else "AutoAttack standard"
     made = " and ".join(white_box) + where if white_box else ""

@@ -115,7 +115,8 @@ class Policy:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         found = load_report(opened, report, device)
         files = choose_files(opened, found, device=device, format=format, precision=precision)
-        threads = found.settings.get("threads") if threads is None else threads
+        if threads is None and isinstance(benched := found.settings.get("threads"), int):
+            threads = benched
         with ExitStack() as stack:
             runners = {}
             for artifact, figures in files:

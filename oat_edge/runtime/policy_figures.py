@@ -119,7 +119,10 @@ def figures_of(artifact: Artifact, rows: Sequence[Row]) -> WidthFigures | None:
         if row.artifact != artifact.file or artifact.sha256 not in ("", row.sha256):
             continue
         if row.latency_ms is not None:
-            quiet_ms[row.batch] = upper_ms(row.latency_ms)
+            ms = upper_ms(row.latency_ms)
+            if not ms > 0.0:
+                raise InputError(f"the report's latency of {row.artifact} is {ms} ms: {REMEDY}")
+            quiet_ms[row.batch] = ms
         if row.standard_accuracy is not None and row.worst is not None:
             settings[row.lam] = Setting(
                 lam=row.lam, standard=row.standard_accuracy, robust=row.worst

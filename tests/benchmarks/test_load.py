@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +74,39 @@ def test_requests_arrive_as_often_as_asked() -> None:
     for one in drawn:
         assert (np.diff(one.arrivals_s) > 0).all() and one.arrivals_s[-1] < load.SLOT_S
         assert one.images.shape == (len(one.arrivals_s), 3) and one.images.max() < 7
+
+
+def test_competing_processes_end_with_the_one_that_is_killed() -> None:
+    """SIGKILL runs no clean-up: cores would be burnt for ever."""
+    script = (
+        "import subprocess, time\n"
+        "from benchmarks import load\n"
+        "started = []\n"
+        "popen = subprocess.Popen\n"
+        "subprocess.Popen = lambda *a, **k: started.append(popen(*a, **k)) or started[-1]\n"
+        "with load.competing(1):\n"
+        "    print(started[0].pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert is_running(pid)
+        process.kill()
+        process.wait()
+    try:
+        deadline = time.monotonic() + 10
+        while is_running(pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not is_running(pid)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and is no zombie that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

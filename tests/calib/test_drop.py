@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oat_edge.calib.drop import Change, Changes, DropCheck, right
+from oat_edge.calib.drop import Change, Changes, DropCheck, fewest_flips, right
 from oat_edge.evaluation.precisions import drop_of
 from oat_edge.nn.fold import fold
 from oat_edge.runtime import open_runner
@@ -60,6 +60,17 @@ def test_gained_accuracy_is_welcome_gained_robustness_is_not():
 
 def test_few_images_prove_nothing():
     assert changes((drop(3, 0), SAME)).beyond(0.5) is None
+
+
+@given(st.integers(1, 12))
+def test_what_can_be_told_from_chance_is_said(num_lambdas):
+    fewest = fewest_flips(num_lambdas)
+    rest = [(SAME, SAME)] * (num_lambdas - 1)
+    assert changes((drop(fewest - 1, 0), drop(0, fewest - 1)), *rest).beyond(0.0) is None
+    for pair in ((drop(fewest, 0), SAME), (SAME, drop(0, fewest))):
+        found = changes(pair, *rest)
+        assert found.beyond(0.0) is not None
+        assert found.to_json()["detectable"] == pytest.approx(abs(found.worst[0]))
 
 
 def test_the_worst_is_the_largest_change_either_way():

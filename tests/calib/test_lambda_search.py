@@ -229,6 +229,16 @@ def test_what_cannot_be_compared_is_not_searched(bundle, measured, tmp_path):
     fewer = [dataclasses.replace(p, num_samples=10) for p in measured.points]
     with pytest.raises(InputError, match="figures are of 10 images, the packs hold 150"):
         engines_of(bundle, dataclasses.replace(measured, points=tuple(fewer)))
+    stronger = [dataclasses.replace(p, attacks=("aa", "pgd20")) for p in measured.points]
+    with pytest.raises(InputError, match="includes aa, which the bundle has no packs of"):
+        engines_of(bundle, dataclasses.replace(measured, points=tuple(stronger)))
+    (source,) = measured.sources
+    alone = dataclasses.replace(
+        source.report, settings={**source.report.settings, "transfer": False}
+    )
+    sources = (dataclasses.replace(source, report=alone),)
+    with pytest.raises(InputError, match="bench again without --no-transfer"):
+        engines_of(bundle, dataclasses.replace(measured, sources=sources))
     squared = [dataclasses.replace(p, attacks=("pgd20", "square")) for p in measured.points]
     with pytest.raises(InputError, match="includes Square: pass --queries 50"):
         engines_of(bundle, dataclasses.replace(measured, points=tuple(squared)))

@@ -78,10 +78,35 @@ def test_what_is_checked_was_not_calibrated(images):
     class Chosen:
         indices = np.arange(0, len(images.train), 3)
 
-    others = module._others(images, Chosen)
-    assert len(others) == len(images.val) + len(images.train) - len(Chosen.indices)
-    assert np.array_equal(others.images[: len(images.val)], images.val.images)
-    assert np.array_equal(others.images[len(images.val)], images.train.images[1])
+    num_val, left = len(images.val), np.setdiff1d(np.arange(len(images.train)), Chosen.indices)
+    others = module._others(images, Chosen, 10_000)
+    assert len(others) == num_val + len(left)
+    assert np.array_equal(others.images[:num_val], images.val.images)
+    rest = others.images[num_val:]
+    expected = images.train.images[left]
+    assert sorted(map(bytes, rest)) == sorted(map(bytes, expected)) and (rest != expected).any()
+
+
+def test_images_that_were_trained_on_are_checked_only_where_others_are_too_few(images):
+    class Chosen:
+        indices = np.arange(0, len(images.train), 3)
+
+    num_val = len(images.val)
+    for num in (1, num_val):
+        assert np.array_equal(module._others(images, Chosen, num).images, images.val.images)
+    assert len(module._others(images, Chosen, num_val + 7)) == num_val + 7
+
+
+def test_a_check_that_cannot_fail_is_refused(quantized):
+    with pytest.raises(InputError, match=r"checked on 7 images: expected 8 or more at 2 λ"):
+        quantized(check_images=7)
+
+
+def test_every_step_is_told_once(quantized):
+    """Where there is no terminal, each is a line."""
+    begun = []
+    quantized(say=lambda text, share=0.0: begun.append(text) if not share else None)
+    assert begun and len(set(begun)) == len(begun)
 
 
 def test_layers_go_back_to_float32_until_the_accuracy_is_kept(quantized, monkeypatch):
@@ -134,8 +159,8 @@ def drifted(trained):
 def test_calibrated_at_lambda_0_alone_the_same_gate_fails(quantized, drifted, monkeypatch):
     """What is cut off costs over ten points; layers that read it would have to be float32."""
     monkeypatch.setattr(module._Work, "_keep", lambda self, ranked, tried: (ranked, *tried(())))
-    points, name, lam = quantized(network=drifted, lambdas=(0.0,)).changes.beyond(0.5)
-    assert points > 10 and name == "SA" and lam > 0
+    points, _, lam = quantized(network=drifted, lambdas=(0.0,)).changes.beyond(0.5)
+    assert points > 10 and lam > 0
 
 
 def test_where_too_many_layers_would_have_to_go_back_nothing_is_made(quantized, monkeypatch):

@@ -182,3 +182,40 @@ def test_what_is_no_report_is_one_line(content, tmp_path):
         pool(tmp_path / "r.json")
     with pytest.raises(InputError, match="there is no bench report"):
         pool(tmp_path / "gone.json")
+
+
+def test_a_lambda_without_packs_counts_no_more_than_the_better_of_those_around_it(tmp_path):
+    """As `bench --lambda 0.7 --attack pack,square` gives: there is no white-box attack at 0.7."""
+    report = make_report(pinned=(), batches=(1,), lambdas=(0.0, 0.3, 0.7, 1.0))
+    weak = {"square": 0.6, "transfer": 0.55, "worst": 0.55}
+    report = change(report, lambda row: row.lam == 0.7, robust_accuracy=weak)
+    found = pool(save(at(report), tmp_path / "r.json")).points
+    for point in found:
+        assert point.between_knots == (point.lam == 0.7)
+        assert point.counted("robust_accuracy") == 0.4
+    everywhere = change(report, lambda row: True, robust_accuracy=weak)  # nothing says more
+    for point in pool(save(at(everywhere), tmp_path / "e.json")).points:
+        assert not point.between_knots and point.counted("robust_accuracy") == 0.55
+
+
+def test_an_attack_without_a_figure_was_not_tried(tmp_path):
+    report = make_report(robust_accuracy={"pgd20": 0.4, "square": None, "worst": 0.4})
+    assert {p.attacks for p in pool(save(at(report), tmp_path / "r.json")).points} == {("pgd20",)}
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"lam": 1.5}, "lambda is 1.5"),
+        ({"width": 0.0}, "width is 0.0"),
+        ({"num_samples": -5}, "num_samples is -5"),
+        ({"energy_mj": -1.0}, "a figure is below 0"),
+        ({"latency_ms": latency(-1.0)}, "a figure is below 0"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused_by_the_name_of_the_file(facts, says, tmp_path):
+    report = change(make_report(), lambda row: row.lam == 0.3, **facts)
+    path = save(at(report), tmp_path / "bad.json")
+    with pytest.raises(InputError, match=says) as caught:
+        pool(path)
+    assert str(caught.value).startswith(f"{path}: ")

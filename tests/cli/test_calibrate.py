@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from oat_edge import open_runner
 from oat_edge.bundle import Bundle
+from oat_edge.calib.decision import _about
+from oat_edge.calib.goal import Goal
 from oat_edge.calib.operating_point_file import OperatingPointFile
+from oat_edge.cli.calibrate_summary import _why
+from oat_edge.errors import InputError
 from oat_edge.files import point_latest
 from tests.bench.made_up import change, latency, make_report
-from tests.calib.points import make_bundle, measured_plainly, report_of, save
+from tests.calib.points import make_bundle, measured_plainly, point, report_of, save
 
 WIDE = "w1.00-fp32.onnx"
 
@@ -214,3 +220,38 @@ def test_a_report_of_1000_rows_is_answered_without_torch_or_matplotlib(command, 
     for name in ("torch", "matplotlib", "onnx", "onnxruntime"):
         assert f"import '{name}'" not in done.stderr
     assert "import 'oat_edge.calib.choose'" in done.stderr
+
+
+def test_what_was_read_is_not_written_over(here, main):
+    report = Path("bundles/latest/report.json")
+    before = report.read_bytes()
+    for options in (
+        ["--out", report],
+        ["--json", "bundles/tiny-run/report.json"],
+        ["--out", "same.json", "--json", "same.json"],
+    ):
+        ended = main("calibrate", *options)
+        assert ended.code == 2 and "is read or written already" in ended.err, ended
+    assert report.read_bytes() == before and not Path("same.json").exists()
+
+
+def test_a_file_that_is_another_one_since_the_bench_is_said(here, main):
+    ended = main("calibrate", "--no-search")
+    assert ended.code == 0 and "will refuse" not in ended.out
+    other = change(report_of(here), lambda row: row.artifact == WIDE, sha256="e" * 64)
+    save(other, Path("bundles/latest/report.json"))
+    ended = main("calibrate", "--no-search")
+    assert ended.code == 0 and "warning: open_runner will refuse this: " in ended.out
+    with pytest.raises(InputError, match="is not the file that was measured"):
+        open_runner("bundles/latest", operating_point="bundles/latest/operating_point.json")
+
+
+def test_the_screen_shows_robustness_as_it_counts():
+    """The interval and the margin beside it are of that figure, too."""
+    between = point(lam=0.5, robust_accuracy=0.46, robust_ceiling=0.42, between_knots=True)
+    screen = io.StringIO()
+    Console(file=screen, width=100).print(_why(between, Goal(min_robust=0.4)))
+    (line,) = [line for line in screen.getvalue().splitlines() if "RA" in line]
+    assert "42.0 %" in line and "2.0 points" in line and "46" not in line
+    (told,) = _about(between, Goal(), 0)
+    assert "(measured 46.0 %)" in told

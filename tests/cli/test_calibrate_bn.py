@@ -132,6 +132,7 @@ def test_a_gate_that_fails_writes_figures_and_no_run(
         (("--width", "x"), "width is 'x'"),
         (("--width", 0.501), "the channels of width 0.5 in every layer"),
         (("--width", 0.6, "--out", "RUN"), "already holds a run"),
+        (("--width", 0.6, "--out", "/dev/null/run"), "/dev/null is no folder"),
         (("--width", 0.6, "--samples", 1), "--samples"),
         (("--width", 0.6, "--device", "tpu"), "device is 'tpu'"),
         ((), "--width"),

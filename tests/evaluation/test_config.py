@@ -171,3 +171,8 @@ def test_the_attack_on_int8_is_for_bundles_alone():
     check_run_attacks(None)
     check_run_attacks(ATTACKS)
     assert set(ATTACKS) == set(BUNDLE_ATTACKS) - {GRAPH_ATTACK}
+
+
+def test_the_mode_says_that_the_attack_on_int8_was_made_on_the_file():
+    text = mode(("pgd20", "pgd20-int8"), replayed=True)
+    assert "packs (8-bit, crafted on the network and on the int8 file), replayed" in text

@@ -165,6 +165,19 @@ def test_chance_is_not_flagged():
     assert flagged <= 1
 
 
+def test_without_square_what_stands_the_attack_on_fp32_too_is_not_cleared():
+    """Another network stands what was not made on it: no proof that it is more robust."""
+    fp32, int8 = (dict(one.robust) for one in outcomes(200, 0, own=0.8, other=0.8, square=0.4))
+    assert check_quantised_gradients(fp32, int8).flagged is True
+    del fp32["square"], int8["square"]
+    check = check_quantised_gradients(fp32, int8)
+    assert check.flagged is None and "add square to --attack" in check.evidence
+    for shares in ({"own": 0.8, "other": 0.4}, {"own": 0.4, "other": 0.4}):
+        fp32, int8 = (dict(one.robust) for one in outcomes(200, 0, **shares))
+        del fp32["square"], int8["square"]
+        assert check_quantised_gradients(fp32, int8).flagged is (shares["own"] == 0.8)
+
+
 def test_few_images_or_missing_attacks_are_not_judged():
     few = outcomes(MIN_IMAGES - 1, 0)
     assert verdict(few).flagged is None and "needs 50 images" in verdict(few).evidence

@@ -173,6 +173,27 @@ def test_prepared_is_the_same_function_whatever_the_table(lam, arch, target, see
     np.testing.assert_allclose(got, expected, atol=2e-4 * size, rtol=0)
 
 
+@every_target
+def test_a_channel_that_one_block_ignores_stays_precise_for_the_others(target):
+    """Sums of several convolutions are read by several norms; 8 bits must do for all of these."""
+    original = onnx.ModelProto()
+    original.CopyFrom(exported("wrn-10-1", None))
+    table = next(tensor for tensor in original.graph.initializer if tensor.name == "table")
+    values = numpy_helper.to_array(table).copy()
+    scales, shifts = np.split(values, 2, axis=1)  # views
+    ignored = np.random.default_rng(0).random(scales.shape[1]) < 0.2
+    scales[:, ignored] *= 1e-5
+    shifts[:, ignored] = np.abs(shifts[:, ignored]) + 0.5
+    table.CopyFrom(numpy_helper.from_array(values, "table"))
+    model = prepare(original, target=target)
+    names = activations(model, target=target)
+    keep = kept_by_default(model, target=target)
+    int8 = insert_qdq(model, ranges_of(model, names, "wrn-10-1"), target=target, keep=keep)
+    image, lam = images("wrn-10-1", 16, seed=3), np.full(16, 0.4)
+    (expected,), (got,) = (run(one, image, lam) for one in (original, int8))
+    assert np.sqrt(np.mean((got - expected) ** 2)) / expected.std() < 0.02
+
+
 def test_a_dedicated_network_is_prepared_too():
     original = exported("resnet8", None, lambdas=(1.0,))
     image = images("resnet8", 3)

@@ -93,3 +93,12 @@ def test_the_report_is_the_bundles_own_if_none_is_named(bundle: Bundle, tmp_path
         load_report(bundle, None, "cpu")
     with pytest.raises(InputError, match=r"elsewhere\.json"):
         load_report(bundle, tmp_path / "elsewhere.json", "cpu")
+
+
+@pytest.mark.parametrize("ms", [0.0, -1.0])
+def test_a_latency_that_cannot_be_is_refused(ms: float, bundle: Bundle) -> None:
+    report = report_of(bundle)
+    latency = dataclasses.replace(report.rows[0].latency_ms, p95=ms)
+    report = change(report, lambda row: row.batch == 16, latency_ms=latency)
+    with pytest.raises(InputError, match=r"latency of w0\.50-fp32\.onnx is"):
+        choose_files(bundle, report, device="cpu")
