@@ -21,7 +21,7 @@ def demo(
     """Train on real digits, export every width, bench here, choose an operating point.
 
     Leaves a run in runs/latest, and in bundles/latest report.json, tradeoff.png (accuracy,
-    robustness, latency), tradeoff-transfer.png (attacks crafted at other settings) and
+    robustness, latency), tradeoff-transfer-*.png (attacks crafted at other settings) and
     operating_point.json (the choice, for open_runner).
     """
     console = make_console(stderr=False)
