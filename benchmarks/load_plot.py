@@ -12,7 +12,7 @@ from oat_edge.bench.style import COLOURS, INK, PALE_INK, STYLE, save_figure
 from oat_edge.require import require
 
 if TYPE_CHECKING:
-    from benchmarks.load import Phase, Served
+    from benchmarks.load_traffic import Phase, Served
 
 DASHES = ((0, ()), (0, (1, 1.2)), (0, (4, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (7, 2)))
 # Shares are of so many bins a phase.

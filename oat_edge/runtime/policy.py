@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -55,8 +56,9 @@ class Policy:
 
     Threads may share it. Requests run one at a time: engines side by side would slow each other
     down, and what each takes would say nothing of the next. A thread that had to wait chooses
-    when its turn has come, with what is left of its deadline. (On a GPU, keep to the same threads:
-    ONNX Runtime captures its CUDA graphs anew for each.)
+    when its turn has come, with what is left of its deadline, which it shares with the threads
+    that still wait. An application with a queue of its own tells how many are `waiting`. (On a
+    GPU, keep to the same threads: ONNX Runtime captures its CUDA graphs anew for each.)
     """
 
     def __init__(
@@ -83,6 +85,8 @@ class Policy:
         self._threat = 1.0 if threat is None else _checked_threat(threat)
         self._turn = threading.Lock()
         self._state = threading.Lock()
+        self._waiting = 0
+        """Threads in `infer` whose turn has not come."""
         self.closed = False
 
     @classmethod
@@ -137,6 +141,11 @@ class Policy:
         """Widths that are resident."""
         return self._chooser.widths
 
+    @property
+    def precisions(self) -> dict[float, str]:
+        """By width, the precision that really runs."""
+        return {width: runner.precision for width, runner in self._runners.items()}
+
     def predicted_ms(self, batch: int = 1) -> dict[float, float]:
         """By width, what a request of `batch` images is predicted to take at most."""
         with self._state:
@@ -148,16 +157,17 @@ class Policy:
         deadline_ms: float | None = None,
         threat: float | None = None,
         batch: int = 1,
+        waiting: int = 0,
     ) -> Choice:
         """What `infer` would take now for such a request; nothing runs, nothing changes.
 
         deadline_ms: above 0, for the whole request. threat: in [0, 1], how likely it is that the
         request is attacked. None takes what the policy was opened with. batch: images.
-        Raises `InputError` on other values.
+        waiting: as `infer` takes it. Raises `InputError` on other values.
         """
-        if batch < 1:
+        if not (isinstance(batch, Integral) and batch >= 1):
             raise InputError(f"batch is {batch}: expected 1 or more")
-        return self._choose(*self._request(deadline_ms, threat), batch)
+        return self._choose(*self._request(deadline_ms, threat), batch, _checked_waiting(waiting))
 
     def infer(
         self,
@@ -165,24 +175,28 @@ class Policy:
         *,
         deadline_ms: float | None = None,
         threat: float | None = None,
+        waiting: int = 0,
     ) -> Result:
         """Choose an operating point, run it, and learn what that took.
 
         images: (N, C, H, W) float32 in [0, 1]. deadline_ms: above 0, from this call to the answer.
         threat: in [0, 1], how likely it is that the request is attacked. None takes what the
-        policy was opened with. A late answer is an answer: see `Result.met`.
+        policy was opened with. waiting: requests that the application holds back until this one is
+        answered; threads that wait in `infer` are counted anyway. A late answer is an answer: see
+        `Result.met`.
         Raises `InputError` on other values, on images that `Runner.infer` refuses, and after
         `close`.
         """
         called = time.perf_counter_ns()
         limit_ms, share = self._request(deadline_ms, threat)
-        with self._turn:
+        held = _checked_waiting(waiting)
+        with self._my_turn():
             if self.closed:
                 raise InputError("this policy is closed: open it again")
             # The runner says what is wrong with other images.
             batch = len(images) if isinstance(images, np.ndarray) and images.ndim else 0
             left_ms = limit_ms - (time.perf_counter_ns() - called) / NS_PER_MS
-            choice = self._choose(left_ms, share, max(batch, 1))
+            choice = self._choose(left_ms, share, max(batch, 1), held)
             runner = self._runners[choice.point.width]
             start = time.perf_counter_ns()
             logits = runner.infer(images, choice.point.lam)
@@ -224,9 +238,26 @@ class Policy:
             self._threat if threat is None else _checked_threat(threat),
         )
 
-    def _choose(self, deadline_ms: float, threat: float, batch: int) -> Choice:
+    @contextmanager
+    def _my_turn(self) -> Iterator[None]:
+        """One thread at a time; those that wait for it are counted."""
         with self._state:
-            return self._chooser.choose(deadline_ms=deadline_ms, threat=threat, batch=batch)
+            self._waiting += 1
+        try:
+            self._turn.acquire()
+        finally:
+            with self._state:
+                self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def _choose(self, deadline_ms: float, threat: float, batch: int, held: int) -> Choice:
+        with self._state:
+            return self._chooser.choose(
+                deadline_ms=deadline_ms, threat=threat, batch=batch, waiting=held + self._waiting
+            )
 
 
 def _warm_up(runner: Runner, batches: Mapping[int, float]) -> None:
@@ -239,12 +270,18 @@ def _warm_up(runner: Runner, batches: Mapping[int, float]) -> None:
 
 def _checked_deadline(deadline_ms: float) -> float:
     # Written so that NaN fails too.
-    if not deadline_ms > 0.0:
+    if not (isinstance(deadline_ms, Real) and deadline_ms > 0.0):
         raise InputError(f"deadline_ms is {deadline_ms}: expected a number of ms above 0")
     return deadline_ms
 
 
 def _checked_threat(threat: float) -> float:
-    if not 0.0 <= threat <= 1.0:
+    if not (isinstance(threat, Real) and 0.0 <= threat <= 1.0):
         raise InputError(f"threat is {threat}: expected a probability in [0, 1]")
     return threat
+
+
+def _checked_waiting(waiting: int) -> int:
+    if not (isinstance(waiting, Integral) and waiting >= 0):
+        raise InputError(f"waiting is {waiting}: expected a number of requests, 0 or more")
+    return waiting

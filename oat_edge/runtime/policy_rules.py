@@ -2,68 +2,76 @@
 
 `Chooser.choose` looks, `Chooser.observe` learns. The rules:
 
-- A width fits if it is predicted to meet the deadline: its unit for this batch times its level
-  (`policy_latency`). Of the points (width, λ) that fit, the one with the highest expected accuracy
-  is taken: (1 - threat)·SA + threat·RA, from the report. If none fits, the fastest width is.
-- Slow requests raise the level of their width at once, and so end its use. From then on nobody
-  sees it, so its level says nothing of when to come back. The *machine's* level, over the last
-  requests of any width, does: if the width would fit at that level with a margin, one request is
-  sent to it as a probe, which brings it back or not. It comes back on probation: until its window
-  is full, one slow request ends its use.
-- After a width is left, the first probe waits `calm` requests. Each failure doubles the wait, up
-  to `longest`: what slows down this width alone costs at last one request in `longest`.
-- A width that has not run lately is taken to be at least as slow as the machine is now.
+- Of the points (width, λ) the one that is right in time most often is taken, as far as can be told:
+  P(in time) · ((1 - threat)·SA + threat·RA), accuracies from the report, P from what was seen
+  (`policy_latency`).
+- Requests that wait share what is left of the deadline: with k behind it, a request is in time if
+  it takes 1/(1 + k) of that. One request leaves k to chance, so P is the mean of two: with those
+  that wait now, and with as many as waited during the last requests. The first reacts at once, the
+  second keeps a width from being taken whenever the queue that it makes happens to be empty.
+- If no width is likely to be in time with those that wait now, the fastest runs: the queue shrinks.
+- A width that has not run lately is taken to be at most as good as the machine was with all
+  widths. What it did itself holds for `calm` requests and is forgotten then: from there the machine
+  speaks for it alone. So it returns when the machine has calmed down, as a probe; if it is left
+  again soon, its own requests count for twice as long, up to `longest`. What slows down this width
+  alone costs at last a few requests in `longest`.
 - No width is taken to be slower than a wider one: it computes less, whatever a noisy machine says.
-
-So the width follows from levels and the request alone: a looser deadline never gives less expected
-accuracy, and requests with different deadlines do not disturb each other.
+- The last point stays while another one promises less than `min_gain` more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from oat_edge.errors import InputError
 from oat_edge.operating_point import OperatingPoint
 from oat_edge.runtime.policy_figures import Setting, WidthFigures
-from oat_edge.runtime.policy_latency import WidthLatency, Window
+from oat_edge.runtime.policy_latency import WidthLatency, Window, reported
 
 # A stay that was this many times as long as the wait before it was a success.
 LONG_STAY = 4
+# Below this nobody would bet on a request.
+LIKELY = 0.5
+# Many in a queue are as bad as more; bounds the work of a decision.
+MOST_WAITING = 15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
     """How cautious a policy is. Lengths are in requests."""
 
-    window: int = 20
-    """Requests that a level is taken from."""
+    window: int = 64
+    """Requests that the probability is taken from."""
+    recent: int = 8
+    """The last of these, which end the use of a width at once."""
     spare: int = 1
-    """Slow requests in a window that are taken for accidents."""
-    margin: float = 0.1
-    """What a probe must have in hand, as a share of the predicted latency."""
+    """Slow requests of the recent ones that are taken for accidents."""
+    queue: int = 32
+    """Requests whose queue behind them is taken for usual."""
     calm: int = 20
-    """From leaving a width to the first probe."""
+    """From leaving a width to forgetting what it did."""
     longest: int = 1000
-    """Most between two probes. A width that waited for so long is probed even if the machine
-    looks too slow for it, unless the report says that it never fits."""
-    min_gain: float = 0.002
-    """Expected accuracy, as a share, for which the last point is given up while it fits. Less
-    is below what accuracies are known to, and images would change their class for nothing."""
+    """Most of such waits. A width that did not run for so long is judged by the report."""
+    min_gain: float = 0.01
+    """Expected share right in time for which the last point is given up. Less is below what
+    accuracies are known to, and images would change their class for nothing."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.spare < self.window:
-            raise InputError(f"spare is {self.spare}: expected 0 to window - 1, {self.window - 1}")
+        if not 0 <= self.spare < self.recent <= self.window:
+            raise InputError(
+                f"spare is {self.spare}, recent {self.recent}, window {self.window}: expected "
+                "0 <= spare < recent <= window"
+            )
+        if self.queue < 1:
+            raise InputError(f"queue is {self.queue}: expected 1 or more")
         if not 1 <= self.calm <= self.longest:
             raise InputError(f"calm is {self.calm}: expected 1 to longest, {self.longest}")
-        if not (0.0 <= self.margin < math.inf and 0.0 <= self.min_gain <= 1.0):
-            raise InputError(
-                f"margin is {self.margin}, min_gain {self.min_gain}: expected margin >= 0 and "
-                "min_gain in [0, 1]"
-            )
+        if not 0.0 <= self.min_gain <= 1.0:
+            raise InputError(f"min_gain is {self.min_gain}: expected a share in [0, 1]")
 
 
 Reason = Literal["fits", "probe", "nothing fits"]
@@ -75,17 +83,25 @@ class Choice:
 
     point: OperatingPoint
     reason: Reason
-    """ "fits": the best of the widths that are predicted to meet the deadline. "probe": predicted
-    to be late by its own last figures, but the machine has become faster since. "nothing fits":
-    the fastest width, late all the same."""
+    """ "fits": the best, as far as is known. "probe": the same of a width wider than the last,
+    of whose own requests nothing is known or all is forgotten. "nothing fits": the fastest width;
+    none is likely to serve this request and those that wait in time."""
     expected_ms: float
     """What the request is predicted to take at most, nearly always."""
     expected_accuracy: float
     """At `threat`, by the report."""
+    in_time: float
+    """Probability that the rules count with; with the queue, so it may well be too low."""
     deadline_ms: float
     """Infinity: there is none."""
     threat: float
     batch: int
+    waiting: int
+
+    @property
+    def right_in_time(self) -> float:
+        """What is maximised."""
+        return self.in_time * self.expected_accuracy
 
 
 class Chooser:
@@ -96,7 +112,8 @@ class Chooser:
         self._rules = rules or Rules()
         growing = sorted(figures, key=lambda one: one.width)
         self._widths = {one.width: _Width(one, self._rules) for one in growing}
-        self._machine = Window(self._rules.window, self._rules.spare)
+        self._machine = _window(self._rules)
+        self._queues = deque([0], maxlen=self._rules.queue)
         self._now = 0
         self._last: OperatingPoint | None = None
 
@@ -106,116 +123,133 @@ class Chooser:
         return tuple(self._widths)
 
     def predicted_ms(self, batch: int = 1) -> dict[float, float]:
-        """By width, what a request of `batch` images is predicted to take."""
+        """By width, what a request of `batch` images is predicted to take at most."""
         predicted_ms: dict[float, float] = {}
         wider_ms = math.inf
         for width, state in reversed(self._widths.items()):
-            own_ms = state.latency.unit_ms(batch) * state.latency.window.level
-            if self._now - state.last_run >= self._rules.window:
-                now_ms = state.latency.unit_ms(batch) * self._machine.level
-                own_ms = max(own_ms, now_ms)
-            # Ties are kept: where nothing fits, the narrowest is the fastest.
-            predicted_ms[width] = wider_ms = min(own_ms, wider_ms)
+            level = state.latency.window.level(self._machine.level(1.0))
+            wider_ms = min(state.latency.unit_ms(batch) * level, wider_ms)
+            predicted_ms[width] = wider_ms
         return predicted_ms
 
     def choose(
-        self, *, deadline_ms: float = math.inf, threat: float = 1.0, batch: int = 1
+        self,
+        *,
+        deadline_ms: float = math.inf,
+        threat: float = 1.0,
+        batch: int = 1,
+        waiting: int = 0,
     ) -> Choice:
         """The point for a request as things stand; changes nothing.
 
-        deadline_ms: above 0. threat: in [0, 1]. batch: images of the request.
+        deadline_ms: what is left, above 0 if there is hope. threat: in [0, 1]. batch: images of
+        the request. waiting: requests behind it that are there already.
         """
-        predicted_ms = self.predicted_ms(batch)
-        fitting = {width for width, ms in predicted_ms.items() if ms <= deadline_ms}
-        probes = {
-            width
-            for width, state in self._widths.items()
-            if width not in fitting and self._may_probe(state, batch, deadline_ms)
+        waiting = min(waiting, MOST_WAITING)
+        usual = Counter(self._queues).items()
+        queues = {waiting, *self._queues}
+        chances = {k: self._chances(batch, deadline_ms / (1 + k)) for k in queues}
+        in_time = {
+            width: (sum(num * chances[k][width] for k, num in usual) / len(self._queues) + chance)
+            / 2
+            for width, chance in chances[waiting].items()
         }
-        fastest = min(predicted_ms, key=lambda width: (predicted_ms[width], width))
-        allowed = (fitting or {fastest}) | probes
-        best = {width: self._widths[width].best(threat) for width in allowed}
-        width = max(
-            allowed,
-            # Equal accuracy: no probe, rather robust than not, rather narrow than wide.
-            key=lambda one: (
-                best[one].expected(threat), one not in probes, best[one].robust, -one,
-            ),
-        )  # fmt: skip
-        width, setting = self._stay(width, best[width], allowed - probes, threat)
-        probe = width in probes
-        unit_ms = self._widths[width].latency.unit_ms(batch)
+        reason: Reason = "fits"
+        if max(chances[waiting].values()) < LIKELY:
+            width, reason = self.widths[0], "nothing fits"
+            setting = self._widths[width].best(threat)
+        else:
+            width, setting = self._best(in_time, threat)
+            last_width = self._last.width if self._last else math.inf
+            if width > last_width and not len(self._widths[width].latency.window):
+                reason = "probe"
         return Choice(
             point=OperatingPoint(width, setting.lam),
-            reason="probe" if probe else "fits" if width in fitting else "nothing fits",
-            expected_ms=unit_ms * self._machine.level if probe else predicted_ms[width],
+            reason=reason,
+            expected_ms=self.predicted_ms(batch)[width],
             expected_accuracy=setting.expected(threat),
+            in_time=in_time[width],
             deadline_ms=deadline_ms,
             threat=threat,
             batch=batch,
+            waiting=waiting,
         )
 
     def observe(self, choice: Choice, latency_ms: float) -> None:
         """Learn what the request of this choice took, from its beginning on the engine."""
         self._now += 1
         state = self._widths[choice.point.width]
-        batch, deadline_ms = choice.batch, choice.deadline_ms
-        passed = latency_ms * (1.0 + self._rules.margin) <= deadline_ms
-        back = choice.reason == "probe" and passed
-        self._machine.add(state.latency.see(batch, latency_ms, anew=back))
+        self._machine.add(state.latency.see(choice.batch, latency_ms))
+        self._queues.append(choice.waiting)
+        self._last = choice.point
         state.last_run = self._now
         state.stay += 1
-        if choice.reason == "probe":
-            state.left = self._now
-            if not passed:
-                state.wait = min(2 * state.wait, self._rules.longest)
-                return
-            state.stay = 0
-        self._last = choice.point
-        now_ms = state.latency.unit_ms(batch) * state.latency.window.level
-        if choice.reason != "nothing fits" and now_ms > deadline_ms:
-            long = state.stay >= LONG_STAY * state.wait
-            state.wait = self._rules.calm if long else min(2 * state.wait, self._rules.longest)
-            state.left = self._now
+        for other in self._widths.values():
+            rested = self._now - other.last_run
+            if rested >= other.wait and len(other.latency.window):
+                other.forget(self._rules)
+            elif rested >= self._rules.longest:
+                other.by_report = True
 
-    def _may_probe(self, state: _Width, batch: int, deadline_ms: float) -> bool:
-        waited = self._now - state.left
-        if waited < state.wait:
-            return False
-        unit_ms = state.latency.unit_ms(batch)
-        if unit_ms * self._machine.level * (1.0 + self._rules.margin) <= deadline_ms:
-            return True
-        return waited >= self._rules.longest and unit_ms <= deadline_ms
+    def _chances(self, batch: int, limit_ms: float) -> dict[float, float]:
+        """By width, the probability that a request takes `limit_ms` at most."""
+        found: dict[float, float] = {}
+        wider = 0.0
+        for width, state in reversed(self._widths.items()):
+            units = limit_ms / state.latency.unit_ms(batch)
+            report = reported(units)
+            machine = self._machine.in_time(units, report)
+            chance = state.latency.window.in_time(units, report if state.by_report else machine)
+            if self._now - state.last_run >= self._rules.recent and not state.by_report:
+                chance = min(chance, machine)
+            found[width] = wider = max(chance, wider)
+        return found
 
-    def _stay(
-        self, width: float, best: Setting, usable: Iterable[float], threat: float
-    ) -> tuple[float, Setting]:
-        """The last point, if it can be used and is about as good as the best."""
-        last = self._last
-        if last is not None and last.width in usable:
+    def _best(self, in_time: Mapping[float, float], threat: float) -> tuple[float, Setting]:
+        """The point that is right in time most often, or the last one if that is about as good."""
+        best = {width: state.best(threat) for width, state in self._widths.items()}
+        width = max(
+            best,
+            # Equal: rather robust than not, rather narrow than wide.
+            key=lambda one: (in_time[one] * best[one].expected(threat), best[one].robust, -one),
+        )
+        if (last := self._last) is not None:
+            least = in_time[width] * best[width].expected(threat) - self._rules.min_gain
             for setting in self._widths[last.width].figures.settings:
-                gain = best.expected(threat) - setting.expected(threat)
-                if setting.lam == last.lam and gain <= self._rules.min_gain:
+                same = setting.lam == last.lam
+                if same and in_time[last.width] * setting.expected(threat) >= least:
                     return last.width, setting
-        return width, best
+        return width, best[width]
+
+
+def _window(rules: Rules) -> Window:
+    return Window(rules.window, rules.recent, rules.spare)
 
 
 class _Width:
     """What a chooser keeps of one width. Places are counted in requests."""
 
-    __slots__ = ("_best", "figures", "last_run", "latency", "left", "stay", "wait")
+    __slots__ = ("_best", "by_report", "figures", "last_run", "latency", "stay", "wait")
 
     def __init__(self, figures: WidthFigures, rules: Rules) -> None:
         self.figures = figures
-        self.latency = WidthLatency(figures.quiet_ms, window=rules.window, spare=rules.spare)
-        self.last_run = -rules.window
-        self.left = 0
-        """Place at which it was left or probed last."""
+        self.latency = WidthLatency(figures.quiet_ms, _window(rules))
+        self.by_report = False
+        """Whether what was not seen is believed of the report, not of the machine."""
+        self.last_run = 0
         self.stay = 0
-        """Requests it ran since a probe brought it back."""
+        """Requests it ran since its own ones were forgotten."""
         self.wait = rules.calm
-        """Requests from `left` to the next probe."""
+        """Requests of other widths until they are."""
         self._best = (math.nan, figures.settings[0])
+
+    def forget(self, rules: Rules) -> None:
+        """What it did itself; the next time later, unless it ran for long."""
+        long = self.stay >= LONG_STAY * self.wait
+        self.wait = rules.calm if long else min(2 * self.wait, rules.longest)
+        self.stay = 0
+        self.by_report = False
+        self.latency.window.clear()
 
     def best(self, threat: float) -> Setting:
         """The setting with the highest expected accuracy; of equals a robust one, then small λ."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import common, load
+from benchmarks import common, load, load_traffic
 from oat_edge.bench.report import save_report
 from oat_edge.operating_point import OperatingPoint
 from tests.bench.conftest import make_bundle
@@ -23,12 +23,11 @@ from tests.runtime.reports import report_of
 def test_every_candidate_serves_the_same_requests_in_every_phase(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("matplotlib")
     bundle = make_bundle(tmp_path / "bundle")
     save_report(report_of(bundle), [], bundle.path / "report.json")
     monkeypatch.setattr(common, "RESULTS", tmp_path)
-    monkeypatch.setattr(load, "SLOT_S", 0.02)
     arguments = ["--bundle", bundle.path, "--seconds", "0.14", "--batch", "2", "--busy", "1"]
+    arguments += ["--slot", "0.02"]
     monkeypatch.setattr(sys, "argv", ["load", *map(str, arguments)])
     load.main()
     saved = json.loads((tmp_path / "load-tiny.json").read_text())
@@ -45,8 +44,8 @@ def test_every_candidate_serves_the_same_requests_in_every_phase(
 
 
 def test_a_summary_is_of_its_requests() -> None:
-    def served(width: float, right: float, met: bool, reason: str = "fits") -> load.Served:
-        return load.Served(
+    def served(width: float, right: float, met: bool, reason: str = "fits") -> load_traffic.Served:
+        return load_traffic.Served(
             phase=0, at_s=0.0, response_ms=2.0 if met else 8.0,
             point=OperatingPoint(width, 0.0), reason=reason, right=right, met=met, overhead_us=5.0,
         )  # fmt: skip
@@ -64,15 +63,15 @@ def test_a_summary_is_of_its_requests() -> None:
 
 
 def test_requests_arrive_as_often_as_asked() -> None:
-    setting = load.Load(batch=3, widest_ms=0.1, deadline_ms=1.0, seed=0)
-    phase = load.Phase(name="test", utilisation=0.5, threat=0.25)
-    drawn = [load.Requests.drawn(setting, phase, 7, (0, slot)) for slot in range(20)]
+    setting = load_traffic.Load(batch=3, widest_ms=0.1, deadline_ms=1.0, seed=0)
+    phase = load_traffic.Phase(name="test", utilisation=0.5, threat=0.25)
+    drawn = [load_traffic.Requests.drawn(setting, phase, 7, (0, slot)) for slot in range(20)]
     num = sum(len(one.arrivals_s) for one in drawn)
-    expected = 20 * load.SLOT_S * 0.5 / 0.1e-3
+    expected = 20 * setting.slot_s * 0.5 / 0.1e-3
     assert num == pytest.approx(expected, abs=5 * expected**0.5)
     assert np.mean(np.concatenate([one.attacked for one in drawn])) == pytest.approx(0.25, abs=0.02)
     for one in drawn:
-        assert (np.diff(one.arrivals_s) > 0).all() and one.arrivals_s[-1] < load.SLOT_S
+        assert (np.diff(one.arrivals_s) > 0).all() and one.arrivals_s[-1] < setting.slot_s
         assert one.images.shape == (len(one.arrivals_s), 3) and one.images.max() < 7
 
 
@@ -80,11 +79,11 @@ def test_competing_processes_end_with_the_one_that_is_killed() -> None:
     """SIGKILL runs no clean-up: cores would be burnt for ever."""
     script = (
         "import subprocess, time\n"
-        "from benchmarks import load\n"
+        "from benchmarks.load_traffic import competing\n"
         "started = []\n"
         "popen = subprocess.Popen\n"
         "subprocess.Popen = lambda *a, **k: started.append(popen(*a, **k)) or started[-1]\n"
-        "with load.competing(1):\n"
+        "with competing(1):\n"
         "    print(started[0].pid, flush=True)\n"
         "    time.sleep(60)\n"
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from oat_edge.bench.report import Report, save_report
 from oat_edge.bundle import Bundle
 from oat_edge.errors import InputError
 from oat_edge.runtime import open_runner
-from oat_edge.runtime.policy import Policy
+from oat_edge.runtime.policy import Policy, Result
 from oat_edge.runtime.policy_figures import choose_files
 from oat_edge.runtime.policy_rules import Chooser
 from tests.bench.conftest import make_bundle
@@ -36,6 +38,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_logits_are_those_of_the_chosen_point(bundle: Bundle) -> None:
     with Policy.open(bundle.path, threads=1) as policy:
         assert policy.widths == (0.5, 1.0)
+        assert policy.precisions == {0.5: "fp32", 1.0: "fp32"}
         points = set()
         for threat in (0.0, 0.5, 1.0, None):
             for deadline_ms in (1e-9, 1e9, None):
@@ -113,6 +116,25 @@ def test_waiting_for_another_thread_counts_against_the_deadline(bundle: Bundle) 
         assert result.choice.deadline_ms < 0 and result.choice.reason == "nothing fits"
 
 
+def test_who_waits_counts_with_those_that_the_application_holds_back(bundle: Bundle) -> None:
+    num, held, together = 4, 3, threading.Barrier(5)
+
+    def ask() -> Result:
+        together.wait()
+        return policy.infer(IMAGES, waiting=held)
+
+    with Policy.open(bundle, threads=1) as policy, ThreadPoolExecutor(num) as pool:
+        with policy._turn:
+            answers = [pool.submit(ask) for _ in range(num)]
+            together.wait()
+            while policy._waiting < num:
+                time.sleep(0.001)
+        found = sorted(answer.result().choice.waiting for answer in answers)
+        # Those before had the others behind them, the last one nobody.
+        assert found == [held + behind for behind in range(num)]
+        assert policy.infer(IMAGES).choice.waiting == 0
+
+
 def test_close_releases_every_engine(bundle: Bundle) -> None:
     with Policy.open(bundle, threads=1) as policy:
         runners = dict(policy._runners)
@@ -147,19 +169,24 @@ def test_what_cannot_be_opened_leaves_nothing_open(
         ({"threat": -0.1}, r"threat is -0.1: expected a probability in \[0, 1\]"),
         ({"threat": 1.1}, "threat is 1.1"),
         ({"threat": math.nan}, "threat is nan"),
+        ({"deadline_ms": "5"}, "deadline_ms is 5"),
+        ({"threat": "high"}, "threat is high"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(
-    bundle: Bundle, request_: dict[str, float], message: str
+    bundle: Bundle, request_: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        Policy.open(bundle, threads=1, **request_)  # type: ignore[arg-type]
+        Policy.open(bundle, threads=1, **request_)
     with Policy.open(bundle, threads=1) as policy:
         for ask in (policy.choose, lambda **wrong: policy.infer(IMAGES, **wrong)):
             with pytest.raises(InputError, match=message):
                 ask(**request_)
         with pytest.raises(InputError, match="batch is 0"):
             policy.choose(batch=0)
+        for waiting in (-1, 0.5):
+            with pytest.raises(InputError, match=f"waiting is {waiting}: expected a number of"):
+                policy.infer(IMAGES, waiting=waiting)  # type: ignore[arg-type]
         for images in (IMAGES[0], IMAGES[:0], IMAGES.tolist(), np.float32(1.0)):
             with pytest.raises(InputError, match="image"):
                 policy.infer(images)

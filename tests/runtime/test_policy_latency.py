@@ -4,39 +4,45 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oat_edge.runtime.policy_latency import WidthLatency, Window
+from oat_edge.runtime.policy_latency import WEIGHT, WidthLatency, Window, reported
 
 latencies = st.floats(0.01, 100.0)
 
 
-@given(st.lists(latencies, min_size=1, max_size=60), st.integers(2, 20), st.data())
-def test_the_level_is_the_largest_of_the_last_but_a_few(
-    values: list[float], size: int, data: st.DataObject
+@given(st.lists(latencies, max_size=60), st.integers(4, 20), latencies, st.floats(0.0, 1.0))
+def test_in_time_is_the_lower_of_all_and_the_last_few(
+    values: list[float], size: int, limit: float, belief: float
 ) -> None:
-    spare = data.draw(st.integers(0, size - 1))
-    window = Window(size, spare)
-    for i, value in enumerate(values, start=1):
+    recent, spare = 4, 1
+    window = Window(size, recent, spare)
+    for value in values:
         window.add(value)
-        last = sorted([1.0, *values[:i]][-size:], reverse=True)
-        assert window.level == last[min(spare, len(last) - 1)]
+    kept = values[-size:]
+    by_all = (sum(one <= limit for one in kept) + WEIGHT * belief) / (len(kept) + WEIGHT)
+    late = sum(one > limit for one in values[-recent:])
+    by_few = 1.0 - max(0, late - spare) / recent
+    assert window.in_time(limit, belief) == pytest.approx(min(by_all, by_few))
+    # Little evidence is no certainty.
+    if 0.0 < belief < 1.0 and late <= spare:
+        assert 0.0 < window.in_time(limit, belief) < 1.0
 
 
-@given(st.lists(latencies, min_size=1, max_size=30), st.floats(0.1, 2.0))
-def test_after_a_new_start_one_slow_request_counts_until_the_window_is_full(
-    before: list[float], calm: float
-) -> None:
-    size = 8
-    for calm_requests in range(1, 12):
-        window = Window(size, 1)
-        for value in before:
-            window.add(value)
-        window.start_again(calm)
-        for _ in range(calm_requests - 1):
-            window.add(calm)
-        assert window.level == calm
-        window.add(1000.0)
-        # The slow one is the last of a full window: from then on a lone one is an accident.
-        assert window.level == (calm if calm_requests >= size - 1 else 1000.0)
+@given(st.lists(latencies, max_size=30), latencies, latencies)
+def test_more_time_is_never_less_likely_to_do(values: list[float], a: float, b: float) -> None:
+    window = Window(16, 4, 1)
+    for value in values:
+        window.add(value)
+    low, high = sorted((a, b))
+    assert window.in_time(low, reported(low)) <= window.in_time(high, reported(high))
+
+
+def test_what_is_forgotten_does_not_count() -> None:
+    window = Window(8, 4, 1)
+    for _ in range(8):
+        window.add(5.0)
+    assert (window.level(1.0), window.in_time(1.0, 0.9)) == (5.0, 0.25)
+    window.clear()
+    assert (window.level(1.0), window.in_time(1.0, 0.9)) == (1.0, 0.9)
 
 
 @given(
@@ -51,7 +57,7 @@ def test_a_batch_that_was_not_measured_gets_an_upper_bound(
     def truth_ms(images: int) -> float:
         return fixed_ms + per_image_ms * images
 
-    latency = WidthLatency({n: truth_ms(n) for n in measured}, window=20, spare=1)
+    latency = WidthLatency({n: truth_ms(n) for n in measured}, Window(20, 4, 1))
     bound_ms = latency.unit_ms(batch)
     assert bound_ms >= truth_ms(batch) * (1 - 1e-12)
     assert batch not in measured or bound_ms == truth_ms(batch)
@@ -60,7 +66,7 @@ def test_a_batch_that_was_not_measured_gets_an_upper_bound(
 
 
 def test_and_what_is_seen_takes_its_place() -> None:
-    latency = WidthLatency({1: 1.0}, window=20, spare=1)
+    latency = WidthLatency({1: 1.0}, Window(20, 4, 1))
     assert latency.unit_ms(8) == 8.0
     for _ in range(19):
         latency.see(8, 3.0)
@@ -69,5 +75,5 @@ def test_and_what_is_seen_takes_its_place() -> None:
     assert latency.unit_ms(8) == 3.0
     for _ in range(20):  # under load: the calmest window is what counts as 1
         latency.see(8, 9.0)
-    assert latency.unit_ms(8) == 3.0 and latency.window.level == pytest.approx(3.0)
+    assert latency.unit_ms(8) == 3.0 and latency.window.level(1.0) == pytest.approx(3.0)
     assert latency.unit_ms(1) == 1.0
