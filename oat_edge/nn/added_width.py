@@ -79,7 +79,7 @@ def _heads(network: OATSNetwork) -> list[tuple[str, WidthHeads]]:
 def _per_width(network: OATSNetwork) -> list[list[nn.Module]]:
     """Every layer that each width has its own of, by width."""
     widths = range(len(network.widths))
-    norms = [
+    norms: list[list[nn.Module]] = [
         [norm.branch(adversarial=adversarial, width_index=i) for i in widths]
         for _, norm in network.norms()
         for adversarial in network.branches

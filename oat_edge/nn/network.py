@@ -120,9 +120,9 @@ class OATSNetwork(nn.Module):
                 self.train_pass(p.images, p.hat, width, adversarial=p.adversarial, film=film)
                 for p in passes
             ]
-        images, hat = (torch.cat(part) for part in zip(*((p.images, p.hat) for p in passes)))
+        images, hat = torch.cat([p.images for p in passes]), torch.cat([p.hat for p in passes])
         logits = self.train_pass(images, hat, width, adversarial=True, film=film)
-        return list(logits.split([len(p.images) for p in passes]))
+        return list(torch.split(logits, [len(p.images) for p in passes]))
 
     def _run(
         self, image: Tensor, hat: Tensor, width: float, *, film: list[tuple[Tensor, Tensor]]

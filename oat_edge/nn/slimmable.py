@@ -119,5 +119,5 @@ class SlimmableLinear(nn.Linear):
 @torch.no_grad()
 def _take(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
     layer.weight.copy_(weight)
-    if bias is not None:
+    if layer.bias is not None and bias is not None:
         layer.bias.copy_(bias)
