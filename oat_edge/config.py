@@ -187,7 +187,7 @@ class TrainConfig:
         if lowest is not None and lowest + 1 >= len(self.lambdas):
             raise InputError(
                 f"lambda_sampling is 'continuous' and lambdas are {self.lambdas}: expected two or "
-                f"more {'knots' if lowest == 0 else 'above 0'}, to draw λ between them"
+                f"more {'of them' if lowest == 0 else 'above 0'}, to draw λ between them"
             )
 
     @property
