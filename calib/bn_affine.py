@@ -1,10 +1,10 @@
-"""The learned scale and shift of the batch norms of a width that was not trained.
+"""What is learned of a width that was not trained: its batch norms' scale and shift.
 
     N batch, C channels, H/W pixels
 
 They start between the neighbours' (`oat_edge.nn.added_width`) and take a few steps of training at
-this width alone, with training's own loss and attack. Everything else is shared with the trained
-widths and stays as it is.
+this width alone, with training's own loss and attack; so does its head, where every width has its
+own. Everything else is shared with the trained widths and stays as it is.
 
 What was found at width 0.6 between 0.5 and 0.75, in points off the line, with statistics taken anew
 in every case (the first two rows from augmented images, where "between both" had SA -0.9 -1.1 -1.0
@@ -53,7 +53,7 @@ def tune_affines(
     seed: int,
     say: Callable[[float], object] = lambda share: None,
 ) -> None:
-    """Train weight and bias of both branches' batch norms at `width`, in place.
+    """Train weight and bias of every branch's batch norms at `width`, and its head, in place.
 
     images: (N, C, H, W) uint8 of the training split; labels: (N,) int64, on the network's device.
     The running statistics are left behind the new affines: take them anew afterwards.
@@ -87,7 +87,10 @@ def tune_affines(
             order = torch.randperm(len(images), generator=generator_for(seed, epoch, 0))
             generator = generator_for(seed, epoch, place + 1)
             index = order[place * batch_size : (place + 1) * batch_size].to(images.device)
-            knots = sample_knots(batch_size, num_knots, train.clean_share, generator)
+            knots = sample_knots(
+                batch_size, num_knots, train.clean_share, generator,
+                lowest_continuous=train.lowest_continuous,
+            )  # fmt: skip
             for group in optimizer.param_groups:
                 group["lr"] = cosine(LR_SHARE * train.lr, number, epochs * per_epoch)
             optimizer.zero_grad(set_to_none=True)
@@ -107,13 +110,18 @@ def tune_affines(
 @contextmanager
 def _only_affines(network: OATSNetwork, width: float) -> Iterator[list[nn.Parameter]]:
     """The parameters to tune; no other one has gradients while this is open."""
+    from oat_edge.nn.heads import WidthHeads
+
     index = network.width_index(width)
     affines = [
         parameter
         for _, norm in network.norms()
-        for adversarial in sorted({lam > 0 for lam in network.knots})
+        for adversarial in network.branches
         for parameter in norm.branch(adversarial=adversarial, width_index=index).parameters()
     ]
+    for module in network.modules():
+        if isinstance(module, WidthHeads):
+            affines += module.heads[index].parameters()
     wanted = {name: p.requires_grad for name, p in network.named_parameters()}
     was_training = network.training
     network.requires_grad_(False)

@@ -13,6 +13,9 @@ The clean branch takes clean images at λ = 0. The adversarial one takes images 
 clean and attacked, in passes of their own as training does it (`oat_edge.train.step`). The attack
 is training's, on the folded network of the new width; for it the statistics are first taken from
 clean images.
+
+A single branch for all λ takes the mixture that training gives it: of every batch a share at λ = 0
+and the rest at the other knots, clean and attacked, in one pass.
 """
 
 from __future__ import annotations
@@ -98,7 +101,7 @@ def estimate_statistics(
         return list(F.one_hot(index, len(knots)).float().tensor_split(num_batches))
 
     nowhere = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    if knots[0] == 0:
+    if knots[0] == 0 and not network.single_branch:
         passes = zip(x, hats(nowhere), strict=True)
         changes.append(average_statistics(network, width, passes, adversarial=False))
     if knots[-1] == 0:
@@ -108,20 +111,31 @@ def estimate_statistics(
     index = torch.tensor(robust, device=images.device)[
         torch.arange(len(images), device=images.device) % len(robust)
     ]
+    if network.single_branch:
+        share = 1 / len(knots) if train.clean_share is None else train.clean_share
+        steps = (torch.arange(len(images) + 1, device=images.device) * share).floor()
+        index = torch.where(steps.diff() > 0, 0, index)  # evenly spread, in every batch alike
     hat = hats(index)
     lam = torch.tensor(knots, device=images.device)[index].tensor_split(num_batches)
     clean = list(zip(x, hat, strict=True))
     changes.append(average_statistics(network, width, clean, adversarial=True))
     for number in range(config.rounds):
         generator = torch.Generator().manual_seed(config.seed)
-        attacked = []
+        attacked: list[tuple[Tensor, Tensor]] = []
         attack = _attack(network, width, train, generator)
-        for done, (batch, target, lam_n) in enumerate(zip(x, y, lam, strict=True)):
-            attacked.append(attack(batch, target, lam_n))
+        for done, (batch, target, hat_n, lam_n) in enumerate(zip(x, y, hat, lam, strict=True)):
+            some = lam_n > 0
+            attacked.append((attack(batch[some], target[some], lam_n[some]), hat_n[some]))
             say((number + (done + 1) / num_batches) / config.rounds)
-        both = [*zip(attacked, hat, strict=True)]
-        if len(knots) > 1:  # plain PGD-AT has seen attacked images only (Madry et al.)
-            both += clean
+        if network.single_branch:
+            both = [
+                (torch.cat([batch, bad]), torch.cat([hat_n, hat_bad]))
+                for (batch, hat_n), (bad, hat_bad) in zip(clean, attacked, strict=True)
+            ]
+        elif len(knots) > 1:
+            both = [*attacked, *clean]
+        else:  # plain PGD-AT has seen attacked images only (Madry et al.)
+            both = attacked
         changes.append(average_statistics(network, width, both, adversarial=True))
     return changes
 
@@ -157,7 +171,8 @@ def average_statistics(
         mean = max(mean, float(((norm.running_mean - old_mean).abs() / deviation).max()))
         ratio = (norm.running_var + norm.eps) / (old_var + norm.eps)
         variance = max(variance, float(ratio.log().abs().max()))
-    return Change("adversarial" if adversarial else "clean", mean, variance)
+    branch = "single" if network.single_branch else "adversarial" if adversarial else "clean"
+    return Change(branch, mean, variance)
 
 
 def step_size(train: TrainConfig) -> float:

@@ -8,6 +8,9 @@ over k_1 … k_{K-1} (the adversarial branch) and is clamped to k_1 below it. Th
 never blended. At a knot the row is exactly one-hot, in float32, so the paper's values come out
 bit for bit.
 
+A network with one set of batch statistics for all λ has no branches to keep apart: there the hat
+runs through zero, over all knots alike.
+
 A single knot is a dedicated network (λ = 0: standard training, λ = 1: PGD-AT): its weight is 1.
 """
 
@@ -43,7 +46,9 @@ def check_knots(lambdas: tuple[float, ...]) -> tuple[float, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Ramps:
-    """Constants of `hat_weights` for the K-2 gaps between the knots above zero; float32.
+    """Constants of `hat_weights` for the gaps that it is linear in; float32.
+
+    K-2 gaps between the knots above zero, or through zero all K-1.
 
     ramp_j = clip((λ - origin_j) / width_j, 0, 1) rises from 0 at one knot to 1 at the next.
     Widths are float32 differences of float32 knots: at a knot the quotient is x / x, exactly 1.
@@ -53,22 +58,27 @@ class Ramps:
     width: Float32
 
 
-def ramps(knots: tuple[float, ...]) -> Ramps:
+def ramps(knots: tuple[float, ...], *, through_zero: bool = False) -> Ramps:
     """The ramps over two or more `knots`."""
-    above_zero = np.asarray(knots[1:], dtype=np.float32)
-    return Ramps(above_zero[:-1], np.diff(above_zero))
+    ends = np.asarray(knots if through_zero else knots[1:], dtype=np.float32)
+    return Ramps(ends[:-1], np.diff(ends))
 
 
-def hat_weights(lam: npt.ArrayLike, knots: tuple[float, ...]) -> Float32:
+def hat_weights(
+    lam: npt.ArrayLike, knots: tuple[float, ...], *, through_zero: bool = False
+) -> Float32:
     """Weights over the knots.  lam: (N,) in [0, 1] (clipped to it). Returns (N, K) float32.
 
-    Each hat is the difference of two neighbouring ramps; the first ramp is the step at λ = 0.
+    Each hat is the difference of two neighbouring ramps; the first ramp is the step at λ = 0, or
+    with `through_zero` the one from knot 0 to knot 1.
     """
     lam_n1 = np.clip(np.asarray(lam, dtype=np.float32).reshape(-1, 1), 0, 1)
     if len(knots) == 1:
         return np.ones_like(lam_n1)
-    c = ramps(knots)
-    rising = np.concatenate([np.sign(lam_n1), np.clip((lam_n1 - c.origin) / c.width, 0, 1)], axis=1)
+    c = ramps(knots, through_zero=through_zero)
+    rising = np.clip((lam_n1 - c.origin) / c.width, 0, 1)
+    if not through_zero:
+        rising = np.concatenate([np.sign(lam_n1), rising], axis=1)
     ones, zeros = np.ones_like(lam_n1), np.zeros_like(lam_n1)
     weights: Float32 = np.hstack([ones, rising]) - np.hstack([rising, zeros])
     return weights

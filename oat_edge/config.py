@@ -12,7 +12,13 @@ from oat_edge.errors import InputError
 
 T = TypeVar("T")
 
+# Of `NetworkSpec`: they came after the first files.
+LATER_FIELDS = ("calibrated_widths", "heads", "conditioning")
+
 Encoding = Literal["random", "dct", "onehot", "none"]
+Heads = Literal["shared", "per-width"]
+Conditioning = Literal["film", "table", "single-bn"]
+LambdaSampling = Literal["knots", "continuous"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +43,15 @@ class NetworkSpec:
     """Length of the random-orthogonal and DCT encodings (paper: 128)."""
     calibrated_widths: tuple[float, ...] = ()
     """Those of `widths` that were not trained: `oat-edge calibrate bn` has added them."""
+    heads: Heads = "shared"
+    """One classifier that every width slices, or one per width (SOLAR, arXiv 2509.16833)."""
+    conditioning: Conditioning = "film"
+    """How λ reaches the network.
+
+    "film": a batch norm for λ = 0 and one for λ > 0, then FiLM (OAT). "table": the same with gamma
+    and beta of every knot learnt directly, no MLP. "single-bn": such tables behind one batch norm
+    for all λ (arXiv 2403.19150); λ is then continuous through 0.
+    """
 
     def __post_init__(self) -> None:
         check_widths(self.widths)
@@ -46,6 +61,8 @@ class NetworkSpec:
                 "that lie between trained ones"
             )
         check_knots(self.lambdas)
+        check_choice("heads", self.heads, Heads)
+        check_conditioning(self.conditioning, self.lambdas, self.encoding)
         check_range("eps", self.eps, 0.0, 1.0)
         if len(self.class_names) < 2:
             raise InputError(f"class_names has {len(self.class_names)} names: expected 2 or more")
@@ -72,8 +89,10 @@ class NetworkSpec:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         value = dataclasses.asdict(self)
-        if not self.calibrated_widths:
-            del value["calibrated_widths"]  # as files of trained widths alone have always been
+        # What has its default is left out, as files have always been.
+        for field in dataclasses.fields(self):
+            if field.name in LATER_FIELDS and value[field.name] == field.default:
+                del value[field.name]
         return value
 
     @classmethod
@@ -126,6 +145,17 @@ class TrainConfig:
     """Images of the validation split that are attacked at each (width, λ)."""
     seed: int = 0
     """Seeds weights, encodings, order, augmentation, λ and attacks."""
+    # The network, and λ between its knots.
+    heads: Heads = "shared"
+    """See `NetworkSpec.heads`."""
+    conditioning: Conditioning = "film"
+    """See `NetworkSpec.conditioning`."""
+    lambda_sampling: LambdaSampling = "knots"
+    """λ > 0 of a batch: one of the knots (OAT), or anywhere between them ("continuous").
+
+    Every gap between two knots has the same chance, as every knot has (the knots lie densest where
+    λ matters most); between them conditioning is interpolated as an exported file does it.
+    """
 
     def __post_init__(self) -> None:
         check_widths(self.widths)
@@ -150,6 +180,23 @@ class TrainConfig:
             raise InputError(f"train_samples is {self.train_samples}: expected 1 or more")
         if self.clean_share is not None and not 0.0 < self.clean_share < 1.0:
             raise InputError(f"clean_share is {self.clean_share}: expected inside (0, 1)")
+        check_choice("heads", self.heads, Heads)
+        check_conditioning(self.conditioning, self.lambdas, self.encoding)
+        check_choice("lambda_sampling", self.lambda_sampling, LambdaSampling)
+        lowest = self.lowest_continuous
+        if lowest is not None and lowest + 1 >= len(self.lambdas):
+            raise InputError(
+                f"lambda_sampling is 'continuous' and lambdas are {self.lambdas}: expected two or "
+                f"more {'of them' if lowest == 0 else 'above 0'}, to draw λ between them"
+            )
+
+    @property
+    def lowest_continuous(self) -> int | None:
+        """Index of the knot from which on λ is drawn between knots; None: at knots only."""
+        if self.lambda_sampling == "knots":
+            return None
+        # With two branches nothing lies between λ = 0 and the first knot above it.
+        return 0 if self.conditioning == "single-bn" else 1
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -167,6 +214,31 @@ def check_widths(widths: tuple[float, ...]) -> None:
         raise InputError(f"widths are {widths}: expected values in (0, 1], the largest being 1")
     if any(b <= a for a, b in pairwise(widths)):
         raise InputError(f"widths are {widths}: expected strictly growing values")
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise `InputError` unless `value` is one of a Literal's."""
+    if value not in get_args(choices):
+        raise InputError(f"{name} is '{value}': expected {' or '.join(get_args(choices))}")
+
+
+def check_conditioning(
+    conditioning: Conditioning, lambdas: tuple[float, ...], encoding: Encoding
+) -> None:
+    """Raise `InputError` unless there is something for this conditioning to do."""
+    check_choice("conditioning", conditioning, Conditioning)
+    if conditioning == "film":
+        return
+    if len(lambdas) == 1:
+        raise InputError(
+            f"conditioning is '{conditioning}' and the only λ is {lambdas[0]:g}: a dedicated "
+            "network is not conditioned, expected 'film' (the default) or more lambdas"
+        )
+    if encoding != "random":
+        raise InputError(
+            f"encoding is '{encoding}' and conditioning '{conditioning}': only 'film' encodes λ, "
+            "leave one of them out"
+        )
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

@@ -13,8 +13,11 @@ several_knots = inner.map(lambda values: (0.0, *sorted(values), 1.0))
 unit = st.floats(0.0, 1.0, width=32)
 
 
-def reference(lam: float, knots: tuple[float, ...]) -> np.ndarray:
+def reference(lam: float, knots: tuple[float, ...], through_zero: bool) -> np.ndarray:
     """The same weights by another road: interpolate each unit vector, in float64."""
+    if through_zero:
+        every = np.asarray(knots, dtype=np.float32).astype(np.float64)
+        return np.array([np.interp(lam, every, row) for row in np.eye(len(every))])
     if lam == 0:
         return np.eye(len(knots))[0]
     above = np.asarray(knots[1:], dtype=np.float32).astype(np.float64)
@@ -22,21 +25,24 @@ def reference(lam: float, knots: tuple[float, ...]) -> np.ndarray:
     return np.concatenate([[0.0], rows])
 
 
-@given(several_knots, st.lists(unit, min_size=1, max_size=20))
-@example(PAPER_KNOTS, [0.0, 1e-30, 0.05, 0.1, 0.15, 0.7, 1.0])
-def test_weights_are_a_piecewise_linear_hat(knots, lam):
-    weights = hat_weights(lam, knots)
+@given(several_knots, st.lists(unit, min_size=1, max_size=20), st.booleans())
+@example(PAPER_KNOTS, [0.0, 1e-30, 0.05, 0.1, 0.15, 0.7, 1.0], False)
+@example(PAPER_KNOTS, [0.0, 1e-30, 0.05, 0.1, 0.15, 0.7, 1.0], True)
+def test_weights_are_a_piecewise_linear_hat(knots, lam, through_zero):
+    weights = hat_weights(lam, knots, through_zero=through_zero)
     assert weights.shape == (len(lam), len(knots)) and weights.dtype == np.float32
-    expected = np.stack([reference(float(np.float32(value)), knots) for value in lam])
+    expected = np.stack([reference(float(np.float32(value)), knots, through_zero) for value in lam])
     np.testing.assert_allclose(weights, expected, atol=1e-4)
     assert (weights >= 0).all()
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-4)
 
 
-@given(several_knots)
-@example(PAPER_KNOTS)
-def test_a_knot_gets_a_one_hot_row_bit_for_bit(knots):
-    np.testing.assert_array_equal(hat_weights(knots, knots), np.eye(len(knots), dtype=np.float32))
+@given(several_knots, st.booleans())
+@example(PAPER_KNOTS, False)
+@example(PAPER_KNOTS, True)
+def test_a_knot_gets_a_one_hot_row_bit_for_bit(knots, through_zero):
+    weights = hat_weights(knots, knots, through_zero=through_zero)
+    np.testing.assert_array_equal(weights, np.eye(len(knots), dtype=np.float32))
 
 
 @given(several_knots, unit.filter(lambda lam: lam > 0))

@@ -27,6 +27,10 @@ specs = st.builds(
     eps=unit,
     encoding=st.sampled_from(("random", "dct", "onehot", "none")),
     encoding_dim=st.integers(8, 256),
+    heads=st.sampled_from(("shared", "per-width")),
+) | st.builds(
+    lambda conditioning: NetworkSpec(**SPEC, conditioning=conditioning),
+    st.sampled_from(("film", "table", "single-bn")),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -38,6 +42,15 @@ json_values = st.recursive(
 @given(specs)
 def test_a_spec_comes_back_from_json_as_it_was(spec):
     assert NetworkSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_a_spec_says_what_it_always_has_and_more_only_where_it_differs():
+    """The bytes of a bundle's files, and so their hashes, do not change with a new version."""
+    first = {"arch", "widths", "lambdas", "class_names", "image_shape", "eps", "encoding",
+             "encoding_dim"}  # fmt: skip
+    assert NetworkSpec(**SPEC).to_json().keys() == first
+    other = NetworkSpec(**SPEC, heads="per-width", conditioning="table").to_json()
+    assert other.keys() == {*first, "heads", "conditioning"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -93,6 +106,8 @@ def test_json_of_wrong_types_is_an_input_error(changes):
         ("image_shape", (1, 0, 8)),
         ("encoding", "fourier"),
         ("encoding_dim", 5),
+        ("heads", "two"),
+        ("conditioning", "fourier"),
     ],
 )
 def test_a_spec_that_cannot_be_built_is_refused_by_the_name_of_its_field(name, value):
@@ -125,11 +140,37 @@ def test_a_spec_that_cannot_be_built_is_refused_by_the_name_of_its_field(name, v
         ("seed", -1),
         ("seed", 2**63),
         ("encoding", "fourier"),
+        ("heads", "two"),
+        ("conditioning", "fourier"),
+        ("lambda_sampling", "sobol"),
     ],
 )
 def test_training_that_cannot_run_is_refused_by_the_name_of_its_field(name, value):
     with pytest.raises(InputError, match=name):
         TrainConfig(**{**TRAIN, name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"conditioning": "table", "lambdas": (1.0,)}, "only λ is 1"),
+        ({"conditioning": "single-bn", "encoding": "dct"}, "only 'film' encodes λ"),
+        ({"lambda_sampling": "continuous", "lambdas": (1.0,)}, "two or more above 0"),
+        ({"lambda_sampling": "continuous", "lambdas": (0.0, 1.0)}, "two or more above 0"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused_in_one_line(changes, says):
+    with pytest.raises(InputError, match=says) as caught:
+        TrainConfig(**TRAIN, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_single_branch_has_something_between_zero_and_one():
+    config = {**TRAIN, "lambdas": (0.0, 1.0), "lambda_sampling": "continuous"}
+    assert TrainConfig(**config, conditioning="single-bn").lowest_continuous == 0
+    config["lambdas"] = (0.0, 0.5, 1.0)
+    assert TrainConfig(**config).lowest_continuous == 1
+    assert TrainConfig(**TRAIN).lowest_continuous is None
 
 
 def test_configs_cannot_be_changed():

@@ -129,6 +129,10 @@ def _show_spec(spec: NetworkSpec, console: Console) -> None:
         f"λ knots {', '.join(f'{lam:g}' for lam in spec.lambdas)}",
         markup=False,
     )
+    if spec.conditioning != "film":
+        console.print(f"conditioning {spec.conditioning}", markup=False)
+    if spec.heads != "shared":
+        console.print(f"heads {spec.heads}", markup=False)
     if spec.calibrated_widths:
         widths = ", ".join(f"{width:g}" for width in spec.calibrated_widths)
         console.print(f"not trained, only calibrated: width {widths}", markup=False)

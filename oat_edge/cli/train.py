@@ -55,6 +55,26 @@ def train(
     encoding: Annotated[
         str | None, typer.Option(help="Encoding of λ: random, dct, onehot or none.")
     ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            help="Classifiers: shared by all widths, or per-width.", show_default="shared"
+        ),
+    ] = None,
+    conditioning: Annotated[
+        str | None,
+        typer.Option(
+            help="How λ acts: film (two batch norms, FiLM), table (gamma and beta of every knot "
+            "learnt directly) or single-bn (such tables behind one batch norm for all λ).",
+            show_default="film",
+        ),
+    ] = None,
+    lambda_sampling: Annotated[
+        str | None,
+        typer.Option(
+            help="λ in training: at the knots, or continuous between them.", show_default="knots"
+        ),
+    ] = None,
     clean_share: Annotated[
         float | None,
         typer.Option(help="Share of λ=0 samples in a batch.", show_default="1/K"),
@@ -96,6 +116,9 @@ def train(
         "widths": None if widths is None else parse_list(widths, "widths"),
         "lambdas": None if lambdas is None else parse_list(lambdas, "lambdas"),
         "encoding": encoding,
+        "heads": heads,
+        "conditioning": conditioning,
+        "lambda_sampling": lambda_sampling,
         "clean_share": clean_share,
         "epochs": epochs,
         "batch_size": batch_size,

@@ -1,8 +1,9 @@
 """A width that was not trained, added to a trained network.
 
-Convolutions and FiLM are shared by all widths; only batch norms are kept per width. Those of the
-new width start as a blend of its trained neighbours'. Their statistics are far off (a channel's
-input is a sum over another number of channels); `oat_edge.calib.bn_statistics` takes them anew.
+Convolutions and FiLM are shared by all widths; only batch norms, and heads where every width has
+its own, are kept per width. Those of the new width start as a blend of its trained neighbours'. The
+statistics are far off (a channel's input is a sum over another number of channels);
+`oat_edge.calib.bn_statistics` takes them anew.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from torch import nn
 
 from oat_edge.config import NetworkSpec
 from oat_edge.errors import InputError
+from oat_edge.nn.heads import WidthHeads
 from oat_edge.nn.network import OATSNetwork
 from oat_edge.nn.zoo import build_network
 
 # Names of `ConditionalBatchNorm2d`'s module lists.
-BRANCHES = ("clean", "adversarial")
+BRANCHES = ("clean", "adversarial", "single")
 
 
 def trained_neighbours(spec: NetworkSpec, width: float) -> tuple[float, float]:
@@ -51,6 +53,7 @@ def add_width(
     )
     added = build_network(new_spec).to(network.encodings.device)
     prefixes = [f"backbone.{name}.{b}." for name, _ in network.norms() for b in BRANCHES]
+    prefixes += [f"backbone.{name}." for name, _ in _heads(network)]
     shared = {
         name: tensor
         for name, tensor in network.state_dict().items()
@@ -60,32 +63,44 @@ def add_width(
     assert not unexpected and all(name.startswith(tuple(prefixes)) for name in missing)
     index, low, high = (new_spec.widths.index(width), *map(spec.widths.index, (below, above)))
     share = (width - below) / (above - below)
-    for (_, old), (_, new) in zip(network.norms(), added.norms(), strict=True):
-        for adversarial in {lam > 0 for lam in spec.lambdas}:
-            for old_index, one in enumerate(spec.widths):
-                norm = new.branch(adversarial=adversarial, width_index=new_spec.widths.index(one))
-                source = old.branch(adversarial=adversarial, width_index=old_index)
-                norm.load_state_dict(source.state_dict())
-            _blend(
-                new.branch(adversarial=adversarial, width_index=index),
-                old.branch(adversarial=adversarial, width_index=low),
-                old.branch(adversarial=adversarial, width_index=high),
-                share,
-            )
+    for old, new in zip(_per_width(network), _per_width(added), strict=True):
+        for old_index, one in enumerate(spec.widths):
+            new[new_spec.widths.index(one)].load_state_dict(old[old_index].state_dict())
+        _blend(new[index], old[low], old[high], share)
     _refuse_twin(added, index, (below, above))
     return added.eval(), new_spec
 
 
-def _blend(norm: nn.BatchNorm2d, low: nn.BatchNorm2d, high: nn.BatchNorm2d, share: float) -> None:
-    """A channel of both neighbours gets what lies `share` of the way up; others are `high`'s."""
-    count = low.num_features
+def _heads(network: OATSNetwork) -> list[tuple[str, WidthHeads]]:
+    named = network.backbone.named_modules()
+    return [(name, module) for name, module in named if isinstance(module, WidthHeads)]
+
+
+def _per_width(network: OATSNetwork) -> list[list[nn.Module]]:
+    """Every layer that each width has its own of, by width."""
+    widths = range(len(network.widths))
+    norms: list[list[nn.Module]] = [
+        [norm.branch(adversarial=adversarial, width_index=i) for i in widths]
+        for _, norm in network.norms()
+        for adversarial in network.branches
+    ]
+    return [*norms, *(list(module.heads) for _, module in _heads(network))]
+
+
+def _blend(layer: nn.Module, low: nn.Module, high: nn.Module, share: float) -> None:
+    """A channel of both neighbours gets what lies `share` of the way up; others are `high`'s.
+
+    The channels of a norm lie along its only axis, those that a head reads along its weight's
+    second; a head's bias belongs to the classes, which all widths have.
+    """
     states = low.state_dict(), high.state_dict()
-    for name, value in norm.state_dict().items():
+    for name, value in layer.state_dict().items():
         narrow, wide = (state[name] for state in states)
         if not value.ndim:
             continue  # how many batches were seen
-        value.copy_(wide[: len(value)])
-        value[:count].lerp_(narrow, 1 - share)
+        axis = 1 if value.ndim > 1 else 0
+        value.copy_(wide.narrow(axis, 0, value.shape[axis]))
+        value.narrow(axis, 0, narrow.shape[axis]).lerp_(narrow, 1 - share)
 
 
 def _refuse_twin(network: OATSNetwork, index: int, neighbours: tuple[float, float]) -> None:

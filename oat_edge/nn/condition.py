@@ -37,12 +37,14 @@ class HatWeights(nn.Module):
     difference: Tensor
     first: Tensor
 
-    def __init__(self, knots: tuple[float, ...]) -> None:
+    def __init__(self, knots: tuple[float, ...], *, through_zero: bool = False) -> None:
         super().__init__()
+        self.knots = knots
         self.num_knots = len(knots)
+        self.through_zero = through_zero
         if self.num_knots == 1:
             return
-        constants = ramps(knots)
+        constants = ramps(knots, through_zero=through_zero)
         # hats = first + ramps @ difference: hat_0 = 1 - ramp_1, hat_j = ramp_j - ramp_{j+1}.
         difference = torch.eye(self.num_knots)[1:] - torch.eye(self.num_knots)[:-1]
         values = {
@@ -61,5 +63,6 @@ class HatWeights(nn.Module):
         if self.num_knots == 1:
             return torch.ones_like(lam_n1)
         rising = ((lam_n1 - self.origin) / self.width).clamp(0, 1)
-        rising = torch.cat([lam_n1.sign(), rising], dim=1)
+        if not self.through_zero:
+            rising = torch.cat([lam_n1.sign(), rising], dim=1)
         return torch.addmm(self.first, rising, self.difference)

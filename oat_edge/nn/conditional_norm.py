@@ -1,10 +1,14 @@
-"""Dual batch norm with FiLM, one set per width.
+"""Dual batch norm with FiLM, one set per width; and the variants that are compared with it.
 
     N batch, K knots, C channels, H/W pixels
 
 OAT, sec. 4.1: λ = 0 goes through the clean batch norm, λ > 0 through the adversarial one; FiLM
 then scales and shifts by λ. With running statistics all of it is one affine map per sample and
 channel, and `affine_tables` is where that map is made (DESIGN, section 2).
+
+With a single branch all λ share one set of statistics, and the scale and shift by λ are all that
+tells them apart: the affine parameters, not the statistics, are said to carry dual batch norm's
+effect (arXiv 2403.19150).
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from oat_edge.nn.condition import Condition
-from oat_edge.nn.film import FiLM
+from oat_edge.nn.film import FiLM, KnotTable
 from oat_edge.nn.slimmable import scaled_channels
 
 
@@ -29,22 +33,27 @@ class ConditionalBatchNorm2d(nn.Module):
         widths: tuple[float, ...],
         knots: tuple[float, ...],
         *,
-        film: FiLM | None,
+        film: FiLM | KnotTable | None,
         film_index: int,
+        single: bool = False,
     ) -> None:
+        """single: one branch for all λ."""
         super().__init__()
         self.__dict__["condition"] = condition
         self.knots = knots
         channels = [scaled_channels(norm.num_features, width) for width in widths]
         # A branch that no knot uses does not exist (dedicated networks have one).
-        self.clean = _copies(norm, channels) if knots[0] == 0 else None
-        self.adversarial = _copies(norm, channels) if knots[-1] > 0 else None
+        self.clean = _copies(norm, channels) if knots[0] == 0 and not single else None
+        self.adversarial = _copies(norm, channels) if knots[-1] > 0 and not single else None
+        self.single = _copies(norm, channels) if single else None
         self.film = film
         self.film_index = film_index
 
     def branch(self, *, adversarial: bool, width_index: int) -> nn.BatchNorm2d:
         """The batch norm of one branch at one width."""
         branch = self.adversarial if adversarial else self.clean
+        if self.single is not None:
+            branch = self.single
         assert branch is not None, "no knot uses this branch"
         norm = branch[width_index]
         assert isinstance(norm, nn.BatchNorm2d)

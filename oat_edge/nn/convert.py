@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from oat_edge.conditioning import check_knots
-from oat_edge.config import Encoding, check_widths
+from oat_edge.config import Conditioning, Encoding, Heads, check_conditioning, check_widths
 from oat_edge.errors import InputError
 from oat_edge.nn.condition import Condition
 from oat_edge.nn.conditional_norm import ConditionalBatchNorm2d
-from oat_edge.nn.film import FiLM, encode_knots
+from oat_edge.nn.film import FiLM, KnotTable, encode_knots
+from oat_edge.nn.heads import WidthHeads
 from oat_edge.nn.network import OATSNetwork
 from oat_edge.nn.slimmable import SlimmableConv2d, SlimmableLinear
 
@@ -35,24 +36,32 @@ def convert(
     encoding: Encoding = "random",
     encoding_dim: int = 128,
     no_film: tuple[str, ...] = (),
+    heads: Heads = "shared",
+    conditioning: Conditioning = "film",
     generator: torch.Generator | None = None,
 ) -> OATSNetwork:
     """Give `net` both knobs; `net` itself is not changed and its weights are kept.
 
     net maps (N, C, H, W) in [0, 1] to logits (N, classes). no_film: name patterns of batch norms
     without FiLM (the paper leaves out those of shortcuts); they are still dual and per width.
+    With a single branch λ would not reach them, so there it means nothing. heads, conditioning: see
+    `NetworkSpec`.
     Raises `InputError` naming the layer that cannot be converted and why.
     """
     check_widths(widths)
     knots = check_knots(lambdas)
+    check_conditioning(conditioning, knots, encoding)
+    single = conditioning == "single-bn"
     generator = generator or torch.Generator().manual_seed(0)
     backbone = copy.deepcopy(net)
     _refuse_unknown(backbone)
     head, num_classes = _find_head(backbone, image_shape)
     condition = Condition()
-    encodings = encode_knots(encoding, knots, encoding_dim, generator)
+    kind: Encoding = encoding if conditioning == "film" else "onehot"
+    encodings = encode_knots(kind, knots, encoding_dim, generator)
     # A dedicated network has one λ: there is nothing for FiLM to tell apart.
     num_film = 0
+    head_name = next(name for name, module in backbone.named_modules() if module is head)
     for name, module in list(backbone.named_modules()):
         layer: nn.Module
         if isinstance(module, nn.Conv2d):
@@ -60,10 +69,16 @@ def convert(
         elif isinstance(module, nn.Linear):
             layer = SlimmableLinear.convert(module, condition, widths, head=module is head)
         elif isinstance(module, nn.BatchNorm2d):
-            plain = len(knots) == 1 or any(fnmatch(name, pattern) for pattern in no_film)
-            film = None if plain else FiLM(encodings.shape[1], module.num_features)
+            left_out = any(fnmatch(name, pattern) for pattern in no_film)
+            film: FiLM | KnotTable | None
+            if len(knots) == 1 or (left_out and not single):
+                film = None
+            elif conditioning == "film":
+                film = FiLM(encodings.shape[1], module.num_features)
+            else:
+                film = KnotTable(len(knots), module.num_features)
             layer = ConditionalBatchNorm2d(
-                module, condition, widths, knots, film=film, film_index=num_film
+                module, condition, widths, knots, film=film, film_index=num_film, single=single
             )
             num_film += film is not None
         else:
@@ -71,10 +86,19 @@ def convert(
         if not name:
             raise InputError("the network is a single layer: expected a CNN of several")
         backbone.set_submodule(name, layer)
-    network = OATSNetwork(backbone, condition, widths=widths, knots=knots, encodings=encodings)
+    network = OATSNetwork(
+        backbone,
+        condition,
+        widths=widths,
+        knots=knots,
+        encodings=encodings,
+        conditioning=conditioning,
+    )
     if not network.norms():
         raise InputError("the network has no BatchNorm2d: λ could not reach it")
     _check_every_width(network, image_shape, num_classes)
+    if heads == "per-width":
+        _give_each_width_its_head(network, head_name)
     return network
 
 
@@ -134,6 +158,13 @@ def _find_head(net: nn.Module, image_shape: tuple[int, int, int]) -> tuple[nn.Mo
         shape = getattr(logits, "shape", type(logits).__name__)
         raise InputError(f"the network returns {shape}: expected logits of shape (N, classes)")
     return called[-1], logits.shape[1]
+
+
+def _give_each_width_its_head(network: OATSNetwork, name: str) -> None:
+    """Only now, when the dry runs have shown how many channels reach the head at each width."""
+    head = network.backbone.get_submodule(name)
+    assert isinstance(head, (SlimmableConv2d, SlimmableLinear))
+    network.backbone.set_submodule(name, WidthHeads(head, network.condition))
 
 
 def _check_every_width(

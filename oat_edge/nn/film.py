@@ -1,6 +1,8 @@
 """FiLM (Perez et al. 2018) as OAT conditions on λ: encodings of the knots and the layer's MLP.
 
 K knots, D encoding length, C channels
+
+`KnotTable` stands in its place where gamma and beta are learnt without an MLP.
 """
 
 from __future__ import annotations
@@ -57,3 +59,19 @@ class FiLM(nn.Module):
         out = F.leaky_relu(self.out(F.leaky_relu(self.hidden(encoding))))
         gamma, beta = out.chunk(2, dim=1)
         return gamma, beta
+
+
+class KnotTable(nn.Module):
+    """FiLM without the MLP: gamma and beta of every knot are parameters, (K, C) each.
+
+    One linear map of one-hot encodings. Starts as the identity, as FiLM does.
+    """
+
+    def __init__(self, num_knots: int, num_channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(num_knots, num_channels))
+        self.beta = nn.Parameter(torch.zeros(num_knots, num_channels))
+
+    def forward(self, encoding: Tensor) -> tuple[Tensor, Tensor]:
+        """encoding: one-hot rows, (K, K). Returns gamma and beta, each (K, C)."""
+        return encoding @ self.gamma, encoding @ self.beta

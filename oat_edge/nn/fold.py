@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from oat_edge.nn.condition import HatWeights
 from oat_edge.nn.conditional_norm import ConditionalBatchNorm2d
+from oat_edge.nn.heads import WidthHeads
 from oat_edge.nn.network import OATSNetwork
 from oat_edge.nn.slimmable import SlimmableConv2d, SlimmableLinear
 
@@ -57,15 +58,15 @@ class FoldedNetwork(nn.Module):
     affines: Affines
 
     def __init__(
-        self, backbone: nn.Module, affines: Affines, knots: tuple[float, ...], channels: list[int]
+        self, backbone: nn.Module, affines: Affines, hat: HatWeights, channels: list[int]
     ) -> None:
         super().__init__()
         self.__dict__["affines"] = affines
         self.backbone = backbone
-        self.knots = knots
+        self.knots = hat.knots
         self.channels = channels
-        self.hat = HatWeights(knots)
-        self.register_buffer("table", torch.zeros(len(knots), 2 * sum(channels)))
+        self.hat = hat
+        self.register_buffer("table", torch.zeros(len(hat.knots), 2 * sum(channels)))
         self.requires_grad_(False)
         self.eval()
 
@@ -123,22 +124,19 @@ class PinnedNetwork(nn.Module):
 def fold(network: OATSNetwork, width: float) -> FoldedNetwork:
     """The plain network of one width, with its own copy of the weights."""
     index = network.width_index(width)
-    channels_in = _input_channels(network, index)
     backbone = copy.deepcopy(network.backbone)
     affines = Affines()
     channels: list[int] = []
     for name, module in list(backbone.named_modules()):
-        if isinstance(module, SlimmableConv2d):
-            backbone.set_submodule(name, _plain_conv(module, index, channels_in[name]))
-        elif isinstance(module, SlimmableLinear):
-            weight, bias = module.sliced(index, channels_in[name])
-            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-            backbone.set_submodule(name, linear)
+        if isinstance(module, (SlimmableConv2d, SlimmableLinear)):
+            backbone.set_submodule(name, module.plain(index))
+        elif isinstance(module, WidthHeads):
+            backbone.set_submodule(name, module.heads[index])
         elif isinstance(module, ConditionalBatchNorm2d):
             backbone.set_submodule(name, ChannelAffine(affines, len(channels)))
             norm = module.branch(adversarial=network.knots[-1] > 0, width_index=index)
             channels.append(norm.num_features)
-    folded = FoldedNetwork(backbone, affines, network.knots, channels)
+    folded = FoldedNetwork(backbone, affines, copy.deepcopy(network.hat), channels)
     # Same device, dtype and memory layout as the network it comes from.
     folded.to(network.encodings.device, network.encodings.dtype)
     if _is_channels_last(network):
@@ -175,36 +173,14 @@ def refold(
             if plain.bias is not None:
                 assert module.bias is not None
                 plain.bias.copy_(module.bias[:out])
+        elif isinstance(module, WidthHeads):
+            folded.backbone.get_submodule(name).load_state_dict(module.heads[index].state_dict())
     network.condition.film = []
     folded.table.copy_(torch.cat([*scales, *shifts], dim=1))
     own = dict(folded.backbone.named_buffers())
     for name, buffer in network.backbone.named_buffers():
         if name in own:  # such as Normalize's mean and std
             own[name].copy_(buffer)
-
-
-def _plain_conv(conv: SlimmableConv2d, width_index: int, in_channels: int) -> nn.Conv2d:
-    weight, bias, groups = conv.sliced(width_index, in_channels)
-    return nn.Conv2d(
-        in_channels,
-        weight.shape[0],
-        kernel_size=conv.kernel_size,  # type: ignore[arg-type]
-        stride=conv.stride,  # type: ignore[arg-type]
-        padding=conv.padding,  # type: ignore[arg-type]
-        dilation=conv.dilation,  # type: ignore[arg-type]
-        groups=groups,
-        bias=bias is not None,
-        padding_mode=conv.padding_mode,
-    )
-
-
-def _input_channels(network: OATSNetwork, width_index: int) -> dict[str, int]:
-    """Channels that each slimmable layer gets at a width, as `convert`'s dry run noted them."""
-    return {
-        name: module.in_widths[width_index]
-        for name, module in network.backbone.named_modules()
-        if isinstance(module, (SlimmableConv2d, SlimmableLinear))
-    }
 
 
 def _is_channels_last(network: OATSNetwork) -> bool:

@@ -5,16 +5,30 @@ N batch, K knots, C channels
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from oat_edge.errors import InputError
 from oat_edge.nn.condition import HatWeights
 
 if TYPE_CHECKING:
+    from oat_edge.config import Conditioning
     from oat_edge.nn.condition import Condition
     from oat_edge.nn.conditional_norm import ConditionalBatchNorm2d
+
+
+class TrainPass(NamedTuple):
+    """Images of one branch in a training step."""
+
+    images: Tensor
+    """(N, C, H, W) in [0, 1]."""
+    hat: Tensor
+    """(N, K) weights over the knots."""
+    adversarial: bool
+    """Whether they take the batch norm of λ > 0."""
 
 
 class OATSNetwork(nn.Module):
@@ -34,6 +48,7 @@ class OATSNetwork(nn.Module):
         widths: tuple[float, ...],
         knots: tuple[float, ...],
         encodings: Tensor,
+        conditioning: Conditioning = "film",
     ) -> None:
         super().__init__()
         self.__dict__["condition"] = condition
@@ -42,7 +57,14 @@ class OATSNetwork(nn.Module):
         self.knots = knots
         # In the state dict: a network whose encodings are lost is useless (facts, sec. 1.4).
         self.register_buffer("encodings", encodings)
-        self.hat = HatWeights(knots)
+        # One set of statistics: nothing to switch at λ = 0, so λ is continuous there too.
+        self.single_branch = conditioning == "single-bn"
+        self.hat = HatWeights(knots, through_zero=self.single_branch)
+
+    @property
+    def branches(self) -> tuple[bool, ...]:
+        """`adversarial` of every branch that there is; a single one counts as adversarial."""
+        return (True,) if self.single_branch else tuple(sorted({lam > 0 for lam in self.knots}))
 
     def norms(self) -> list[tuple[str, ConditionalBatchNorm2d]]:
         """Every conditional batch norm with its name in the backbone."""
@@ -79,6 +101,28 @@ class OATSNetwork(nn.Module):
         assert self.training, "train_pass updates batch statistics: call train() first"
         self.condition.adversarial = adversarial
         return self._run(image, hat, width, film=film)
+
+    def train_passes(
+        self,
+        passes: Sequence[TrainPass],
+        width: float,
+        *,
+        film: list[tuple[Tensor, Tensor]],
+    ) -> list[Tensor]:
+        """Logits of the passes of one training step, in their order.
+
+        With two branches one after the other, each with its own batch statistics (OAT.py). With a
+        single one all together: what normalises in training is then the mixture that the running
+        statistics hold afterwards.
+        """
+        if not self.single_branch:
+            return [
+                self.train_pass(p.images, p.hat, width, adversarial=p.adversarial, film=film)
+                for p in passes
+            ]
+        images, hat = torch.cat([p.images for p in passes]), torch.cat([p.hat for p in passes])
+        logits = self.train_pass(images, hat, width, adversarial=True, film=film)
+        return list(torch.split(logits, [len(p.images) for p in passes]))
 
     def _run(
         self, image: Tensor, hat: Tensor, width: float, *, film: list[tuple[Tensor, Tensor]]

@@ -6,6 +6,7 @@ Linear after a flatten takes the features of the first channels.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,6 +51,24 @@ class SlimmableConv2d(nn.Conv2d):
         weight = self.weight[:out, : in_channels // groups]
         return weight, None if self.bias is None else self.bias[:out], groups
 
+    def plain(self, width_index: int) -> nn.Conv2d:
+        """The convolution that this layer is at one width, with a copy of its weights."""
+        in_channels = self.in_widths[width_index]
+        weight, bias, groups = self.sliced(width_index, in_channels)
+        conv = nn.Conv2d(
+            in_channels,
+            weight.shape[0],
+            kernel_size=self.kernel_size,  # type: ignore[arg-type]
+            stride=self.stride,  # type: ignore[arg-type]
+            padding=self.padding,  # type: ignore[arg-type]
+            dilation=self.dilation,  # type: ignore[arg-type]
+            groups=groups,
+            bias=bias is not None,
+            padding_mode=self.padding_mode,
+        )
+        _take(conv, weight, bias)
+        return conv
+
     def forward(self, input: Tensor) -> Tensor:
         """input: (N, C, H, W), C as the width before this layer left it."""
         weight, bias, groups = self.sliced(self.condition.width_index, input.shape[1])
@@ -85,6 +104,20 @@ class SlimmableLinear(nn.Linear):
         out = self.out_widths[width_index]
         return self.weight[:out, :in_features], None if self.bias is None else self.bias[:out]
 
+    def plain(self, width_index: int) -> nn.Linear:
+        """The linear layer that this one is at one width, with a copy of its weights."""
+        weight, bias = self.sliced(width_index, self.in_widths[width_index])
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        _take(linear, weight, bias)
+        return linear
+
     def forward(self, input: Tensor) -> Tensor:
         """input: (…, features)."""
         return F.linear(input, *self.sliced(self.condition.width_index, input.shape[-1]))
+
+
+@torch.no_grad()
+def _take(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    layer.weight.copy_(weight)
+    if layer.bias is not None and bias is not None:
+        layer.bias.copy_(bias)

@@ -98,5 +98,7 @@ def build_network(
             encoding=spec.encoding,
             encoding_dim=spec.encoding_dim,
             no_film=arch.no_film,
+            heads=spec.heads,
+            conditioning=spec.conditioning,
             generator=generator,
         )

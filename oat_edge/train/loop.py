@@ -99,6 +99,8 @@ class Trainer:
             image_shape=dataset.image_shape,
             eps=config.eps,
             encoding=config.encoding,
+            heads=config.heads,
+            conditioning=config.conditioning,
         )
         self.device = torch.device(device)
         # uint8 on the device: small data sets live there whole, no worker processes.
@@ -204,7 +206,11 @@ class Trainer:
         images = self.images[index].float() / 255
         images = augment(images, crop=config.crop, flip=config.flip, generator=generator)
         knot_index = sample_knots(
-            self.batch_size, len(config.lambdas), config.clean_share, generator
+            self.batch_size,
+            len(config.lambdas),
+            config.clean_share,
+            generator,
+            lowest_continuous=config.lowest_continuous,
         )
         done = epoch * self.steps_per_epoch + step
         for group in self.optimizer.param_groups:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from oat_edge.attacks.pgd import pgd, training_step_size
 from oat_edge.nn.fold import fold, refold
-from oat_edge.nn.network import OATSNetwork
+from oat_edge.nn.network import OATSNetwork, TrainPass
+from oat_edge.train.sampling import knot_weights
 
 FilmTables = list[tuple[Tensor, Tensor]]
 
@@ -48,7 +49,8 @@ class OATSStep:
     ) -> Tensor:
         """Train on one batch; returns the loss, mean over samples and widths, without gradient.
 
-        images: (N, C, H, W) float32 in [0, 1]; labels: (N,) int64; knot_index: (N,) int64.
+        images: (N, C, H, W) float32 in [0, 1]; labels: (N,) int64; knot_index: (N,), as
+        `sample_knots` draws it.
         """
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -80,25 +82,30 @@ class OATSStep:
         generator: torch.Generator,
     ) -> Tensor:
         """mean((1-λ)·CE(clean) + λ·CE(adversarial)) at one width (OAT, eq. 3)."""
-        lam = self.knots[knot_index]
-        hat = F.one_hot(knot_index, len(self.knots)).to(images.dtype)
+        hat = knot_weights(knot_index, len(self.knots)).to(images.dtype)
+        lam = hat @ self.knots.to(images.dtype)
         clean = lam == 0
-        loss = torch.zeros((), device=images.device)
+        robust = ~clean
+        # What each pass adds: weights of its samples' losses (None is 1), labels, and the pass. The
+        # two versions of the images at λ > 0 are passes of their own (OAT.py). Plain PGD-AT has no
+        # clean loss, hence no clean pass (Madry et al.).
+        terms: list[tuple[Tensor | None, Tensor, TrainPass]] = []
         if clean.any():
-            x, y = images[clean], labels[clean]
-            logits = self.network.train_pass(x, hat[clean], width, adversarial=False, film=film)
-            loss = loss + F.cross_entropy(logits, y, reduction="sum")
-        if not clean.all():
-            robust = ~clean
+            passing = TrainPass(images[clean], hat[clean], adversarial=False)
+            terms.append((None, labels[clean], passing))
+        if robust.any():
             x, y, lam, hat = images[robust], labels[robust], lam[robust], hat[robust]
             x_adv = self._attack(x, y, lam, width, film, generator)
-            # The two versions of the images pass separately, each with its own batch statistics
-            # (OAT.py). Plain PGD-AT has no clean loss, hence no clean pass (Madry et al.).
             if len(self.knots) > 1 or self.knots[0] < 1:
-                logits = self.network.train_pass(x, hat, width, adversarial=True, film=film)
-                loss = loss + ((1 - lam) * F.cross_entropy(logits, y, reduction="none")).sum()
-            logits = self.network.train_pass(x_adv, hat, width, adversarial=True, film=film)
-            loss = loss + (lam * F.cross_entropy(logits, y, reduction="none")).sum()
+                terms.append((1 - lam, y, TrainPass(x, hat, adversarial=True)))
+            terms.append((lam, y, TrainPass(x_adv, hat, adversarial=True)))
+        all_logits = self.network.train_passes([t[2] for t in terms], width, film=film)
+        loss = torch.zeros((), device=images.device)
+        for (weight, y, _), logits in zip(terms, all_logits, strict=True):
+            if weight is None:
+                loss = loss + F.cross_entropy(logits, y, reduction="sum")
+            else:
+                loss = loss + (weight * F.cross_entropy(logits, y, reduction="none")).sum()
         return loss / len(images)
 
     def _attack(
