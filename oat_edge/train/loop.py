@@ -218,7 +218,7 @@ class Trainer:
         if (epoch + 1) % self.config.val_every == 0 or epoch + 1 == self.config.epochs:
             entry |= self._validate(epoch, progress)
         state.metrics.append(entry)
-        if found := self.overfitting:
+        if (found := self.overfitting) and found.epoch == epoch:
             entry["robust_overfitting"] = found.to_json()
         state.epoch, state.step, state.loss_sum = epoch + 1, 0, 0.0
         self._save()

@@ -54,11 +54,13 @@ def robust_overfitting(
     the 95 % interval of that best (over num_attacked images, counted once for all widths), and the
     training loss has gone down since the best. All validations attack the same images from the
     same starts, so the luck of which images were drawn is common to both sides, and the true noise
-    of the difference smaller. Collapse (RA and the loss both get worse) is something else.
+    of the difference smaller. Collapse (RA and the loss both get worse) is something else,
+    and a network without λ > 0 has no robustness to lose.
     """
-    seen = [
-        (m["epoch"], _robust(m["validation"]), m["loss"]) for m in metrics if "validation" in m
-    ]
+    validated = [m for m in metrics if "validation" in m]
+    if not validated or _largest(validated[0]["validation"]) == 0:
+        return None
+    seen = [(m["epoch"], _robust(m["validation"]), m["loss"]) for m in validated]
     for end in range(LAST, len(seen)):
         last = seen[end - LAST + 1 : end + 1]
         best_epoch, best, best_loss = max(seen[: end - LAST + 1], key=lambda entry: entry[1])
@@ -78,6 +80,10 @@ def robust_overfitting(
 
 def _robust(validation: Sequence[dict[str, Any]]) -> float:
     """RA at the largest λ, mean over the widths."""
-    largest = max(point["lambda"] for point in validation)
+    largest = _largest(validation)
     found = [p["robust_accuracy"] for p in validation if p["lambda"] == largest]
     return float(sum(found) / len(found))
+
+
+def _largest(validation: Sequence[dict[str, Any]]) -> float:
+    return float(max(point["lambda"] for point in validation))

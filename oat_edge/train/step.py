@@ -30,7 +30,7 @@ Pair = tuple[Tensor, Tensor]  # of the n samples with λ = 0 and of the m others
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepOptions:
-    """The fields of `TrainConfig` that change what a step does; the defaults are OATS as published."""
+    """The fields of `TrainConfig` that change what a step does; the defaults are plain OATS."""
 
     loss: Loss = "oat"
     trades_beta: float = 6.0
