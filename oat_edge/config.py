@@ -19,6 +19,9 @@ Encoding = Literal["random", "dct", "onehot", "none"]
 Heads = Literal["shared", "per-width"]
 Conditioning = Literal["film", "table", "single-bn"]
 LambdaSampling = Literal["knots", "continuous"]
+Loss = Literal["oat", "trades"]
+Attack = Literal["pgd", "n-fgsm"]
+ShareAttack = Literal["off", "widest", "random"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,6 +159,32 @@ class TrainConfig:
     Every gap between two knots has the same chance, as every knot has (the knots lie densest where
     λ matters most); between them conditioning is interpolated as an exported file does it.
     """
+    # Quality: loss, attack, weight averaging and stopping. The defaults are the plain recipe.
+    loss: Loss = "oat"
+    """OAT's mixture, or TRADES with λ on its β (Zhang et al. 2019; `oat_edge.train.losses`)."""
+    trades_beta: float = 6.0
+    """β of TRADES at λ = 1."""
+    label_smoothing: float = 0.0
+    """Share of a label that goes to all classes alike (Szegedy et al. 2016)."""
+    sandwich: int | None = None
+    """Sandwich rule (Yu & Huang 2019): a step trains the widest width, the narrowest and this many
+    others drawn at random; None trains all."""
+    distill: bool = False
+    """In-place distillation (Yu & Huang 2019): the widest width's outputs label the others."""
+    attack: Attack = "pgd"
+    """Attack of training; N-FGSM is a single step (de Jorge et al. 2022). Validation is PGD's."""
+    share_attack: ShareAttack = "off"
+    """Attack one width per step, the widest or a random one, and train all on its images."""
+    awp_gamma: float = 0.0
+    """Size of the adversarial weight perturbation against a layer's norm; 0 is off, 0.005 is
+    usual (Wu, Xia & Wang 2020)."""
+    ema: float = 0.0
+    """Decay per step of the moving average of weights that is validated and saved; 0 is off."""
+    swa_start: float | None = None
+    """Share of the epochs after which the rate stays and weights are averaged over the epochs
+    (Izmailov et al. 2018); None is off."""
+    patience: int = 0
+    """Stop after this many validations in a row without a better score; 0 never stops."""
 
     def __post_init__(self) -> None:
         check_widths(self.widths)
@@ -189,6 +218,7 @@ class TrainConfig:
                 f"lambda_sampling is 'continuous' and lambdas are {self.lambdas}: expected two or "
                 f"more {'of them' if lowest == 0 else 'above 0'}, to draw λ between them"
             )
+        self._check_quality()
 
     @property
     def lowest_continuous(self) -> int | None:
@@ -197,6 +227,29 @@ class TrainConfig:
             return None
         # With two branches nothing lies between λ = 0 and the first knot above it.
         return 0 if self.conditioning == "single-bn" else 1
+
+    def _check_quality(self) -> None:
+        for name, kind in (("loss", Loss), ("attack", Attack), ("share_attack", ShareAttack)):
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(f"{name} is '{getattr(self, name)}': expected {get_args(kind)}")
+        check_range("trades_beta", self.trades_beta, 0.0, 1000.0)
+        check_range("awp_gamma", self.awp_gamma, 0.0, 1.0)
+        for name in ("label_smoothing", "ema"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise InputError(f"{name} is {getattr(self, name)}: expected inside [0, 1)")
+        if self.swa_start is not None and not 0.0 <= self.swa_start < 1.0:
+            raise InputError(f"swa_start is {self.swa_start}: expected a share inside [0, 1)")
+        if self.swa_start is not None and self.ema:
+            raise InputError("ema and swa_start are two ways to average weights: choose one")
+        if self.sandwich is not None and not 0 <= self.sandwich <= max(0, len(self.widths) - 2):
+            raise InputError(
+                f"sandwich is {self.sandwich}: expected 0 to {max(0, len(self.widths) - 2)}, the "
+                "widths between the narrowest and the widest"
+            )
+        if self.distill and len(self.widths) < 2:
+            raise InputError("distill needs two or more widths: a single one has no teacher")
+        if self.patience < 0:
+            raise InputError(f"patience is {self.patience}: expected 0 or more validations")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -93,6 +93,53 @@ def train(
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")
     ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="oat, or trades: TRADES with λ on its β.", show_default="oat")
+    ] = None,
+    trades_beta: Annotated[
+        float | None, typer.Option(help="β of TRADES at λ=1.", show_default="6")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="Share of a label spread over all classes, e.g. 0.1.")
+    ] = None,
+    sandwich: Annotated[
+        int | None,
+        typer.Option(
+            help="Train the widest, the narrowest and this many random widths per step.",
+            show_default="all widths",
+        ),
+    ] = None,
+    distill: Annotated[
+        bool | None,
+        typer.Option("--distill", help="The widest width's outputs label the narrower ones."),
+    ] = None,
+    attack: Annotated[
+        str | None,
+        typer.Option(
+            help="Attack of training: pgd, or n-fgsm in a single step.", show_default="pgd"
+        ),
+    ] = None,
+    share_attack: Annotated[
+        str | None,
+        typer.Option(
+            help="Attack one width for all: widest or random; off attacks each.",
+            show_default="off",
+        ),
+    ] = None,
+    awp_gamma: Annotated[
+        float | None, typer.Option(help="Adversarial weight perturbation, e.g. 0.005.")
+    ] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="Average the weights with this decay, e.g. 0.999.")
+    ] = None,
+    swa_start: Annotated[
+        float | None,
+        typer.Option(help="Average the weights after this share of the epochs, e.g. 0.75."),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(help="Stop after this many validations without a better score."),
+    ] = None,
     data_dir: DataDir = None,
     download: Download = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -128,6 +175,17 @@ def train(
         "attack_alpha": fraction("attack_alpha", attack_alpha),
         "train_samples": train_samples,
         "seed": seed,
+        "loss": loss,
+        "trades_beta": trades_beta,
+        "label_smoothing": label_smoothing,
+        "sandwich": sandwich,
+        "distill": distill,
+        "attack": attack,
+        "share_attack": share_attack,
+        "awp_gamma": awp_gamma,
+        "ema": ema,
+        "swa_start": swa_start,
+        "patience": patience,
     }
     given = {name: value for name, value in given.items() if value is not None}
     console = make_console(stderr=False)
@@ -205,6 +263,14 @@ def run_training(trainer: Trainer, console: Console) -> None:
     with _stop_signal() as stopped, _progress(console, total, done, trainer) as progress:
         grid = trainer.train(progress, stopped.is_set)
     best = (trainer.state.best_epoch or 0) + 1
+    if trainer.state.epoch < config.epochs:
+        console.print(
+            f"stopped after epoch {trainer.state.epoch} of {config.epochs}: "
+            f"{config.patience} validations without a better score",
+            markup=False,
+        )
+    if found := trainer.overfitting:
+        console.print(f"{found}; kept is the checkpoint of epoch {best}", markup=False)
     title = f"Validation, epoch {best} of {config.epochs}: standard / robust accuracy, %"
     console.print(accuracy_table(grid, title))
 

@@ -23,11 +23,14 @@ from oat_edge.data.augment import augment
 from oat_edge.errors import InputError, OatEdgeError
 from oat_edge.files import exclusive_lock, point_latest, remove_temporaries, write_bytes, write_json
 from oat_edge.nn.fold import refold
+from oat_edge.nn.network import OATSNetwork
 from oat_edge.nn.zoo import build_network
+from oat_edge.train.averaging import Average
 from oat_edge.train.checkpoint import CHECKPOINT, save_checkpoint
+from oat_edge.train.overfitting import RobustOverfitting, robust_overfitting
 from oat_edge.train.sampling import generator_for, sample_knots
 from oat_edge.train.state import TRAIN_STATE, TrainState, load_state, save_state
-from oat_edge.train.step import OATSStep
+from oat_edge.train.step import OATSStep, StepOptions
 from oat_edge.train.validate import PointAccuracy, grid_score, validate
 
 SAVE_EVERY_S = 60.0
@@ -67,7 +70,7 @@ class Trainer:
     ) -> None:
         self.config, self.dataset, self.run_dir = config, dataset, run_dir
         self.state = TrainState()
-        self._written_epoch: int | None = None
+        self._written: tuple[int, RobustOverfitting | None] | None = None
         self._resumed = resume
         if resume:
             self.state, saved, data = load_state(run_dir / TRAIN_STATE)
@@ -133,7 +136,28 @@ class Trainer:
             eps=config.eps,
             attack_steps=config.attack_steps,
             attack_alpha=config.attack_alpha,
+            options=StepOptions.of(config),
         )
+        self.average: Average | None = None
+        if config.ema or config.swa_start is not None:
+            self.average = Average(self.network, decay=config.ema or None)
+            if self.state.average:
+                self.average.network.load_state_dict(self.state.average)
+                self.average.count = self.state.averaged
+
+    @property
+    def overfitting(self) -> RobustOverfitting | None:
+        """Robust overfitting, as the validations so far show it."""
+        num_attacked = min(self.config.val_attack_samples, len(self.dataset.val))
+        return robust_overfitting(self.state.metrics, num_attacked)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether `patience` validations in a row have brought no better score."""
+        if not self.config.patience or self.state.best_epoch is None:
+            return False
+        since = [m for m in self.state.metrics if m["epoch"] > self.state.best_epoch]
+        return sum("score" in m for m in since) >= self.config.patience
 
     def train(
         self,
@@ -154,7 +178,7 @@ class Trainer:
             write_json(self.run_dir / "config.json", self._record())
             point_latest(self.run_dir)
             self._write_results()
-            while self.state.epoch < self.config.epochs:
+            while self.state.epoch < self.config.epochs and not self.out_of_patience:
                 self._train_epoch(progress, should_stop)
         best = next(m for m in self.state.metrics if m["epoch"] == self.state.best_epoch)
         return [_point_from_json(point) for point in best["validation"]]
@@ -183,6 +207,8 @@ class Trainer:
                     f"stopped in epoch {epoch + 1} of {self.config.epochs}; go on with: "
                     f"oat-edge train --resume --out {self.run_dir}"
                 )
+        if self.average and self._swa_epoch(epoch + 1):
+            self.average.update(self.network)
         entry: dict[str, Any] = {
             "epoch": epoch,
             "loss": state.loss_sum / self.steps_per_epoch,
@@ -194,6 +220,8 @@ class Trainer:
         if (epoch + 1) % self.config.val_every == 0 or epoch + 1 == self.config.epochs:
             entry |= self._validate(epoch, progress)
         state.metrics.append(entry)
+        if (found := self.overfitting) and found.epoch == epoch:
+            entry["robust_overfitting"] = found.to_json()
         state.epoch, state.step, state.loss_sum = epoch + 1, 0, 0.0
         self._save()
         self._write_results()
@@ -213,6 +241,8 @@ class Trainer:
             lowest_continuous=config.lowest_continuous,
         )
         done = epoch * self.steps_per_epoch + step
+        if config.swa_start is not None:  # averaging needs weights that still move
+            done = min(done, int(config.swa_start * config.epochs) * self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = cosine(config.lr, done, config.epochs * self.steps_per_epoch)
         loss = self.step(
@@ -226,11 +256,27 @@ class Trainer:
                 f"training diverged: the loss is {loss} in epoch {epoch + 1}, step {step + 1}; "
                 f"try a lower --lr than {config.lr:g}"
             )
+        if self.average and config.ema:
+            self.average.update(self.network)
         return loss
 
+    def _swa_epoch(self, num_done: int) -> bool:
+        """Whether SWA takes in the weights after this many epochs."""
+        start = self.config.swa_start
+        return start is not None and num_done > int(start * self.config.epochs)
+
+    def _chosen_network(self) -> OATSNetwork:
+        """What is validated and saved: the average, once there is one."""
+        if self.average is None or not self.average.count:
+            return self.network
+        if self.config.swa_start is not None:
+            self.average.estimate_statistics(self.images, self.labels, self.config)
+        return self.average.network
+
     def _validate(self, epoch: int, progress: Progress | None) -> dict[str, Any]:
+        network = self._chosen_network()
         for width, folded in self.step.folded.items():
-            refold(folded, self.network, width)
+            refold(folded, network, width)
         val = self.dataset.val
         grid = validate(
             self.step.folded,
@@ -245,7 +291,7 @@ class Trainer:
         score = grid_score(grid)
         if self.state.best_score is None or score > self.state.best_score:
             self.state.best_score, self.state.best_epoch = score, epoch
-            self.state.best = _copy(self.network.state_dict())
+            self.state.best = _copy(network.state_dict())
         if progress:
             progress.on_validation(epoch, grid, score)
         return {"score": score, "validation": [point.to_json() for point in grid]}
@@ -253,6 +299,9 @@ class Trainer:
     def _save(self) -> None:
         self.state.network = self.network.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
+        if self.average:
+            self.state.average = self.average.network.state_dict()
+            self.state.averaged = self.average.count
         save_state(self.run_dir / TRAIN_STATE, self.state, self.config, self.dataset.record)
 
     def _write_results(self) -> None:
@@ -260,10 +309,13 @@ class Trainer:
         state = self.state
         lines = "".join(json.dumps(entry) + "\n" for entry in state.metrics)
         write_bytes(self.run_dir / "metrics.jsonl", lines.encode())
-        if state.best_epoch is not None and state.best_epoch != self._written_epoch:
+        found = self.overfitting
+        if state.best_epoch is not None and (state.best_epoch, found) != self._written:
             info = self._record() | {"epoch": state.best_epoch, "score": state.best_score}
+            if found:
+                info["robust_overfitting"] = found.to_json()
             save_checkpoint(self.run_dir / CHECKPOINT, state.best, self.spec, info)
-            self._written_epoch = state.best_epoch
+            self._written = (state.best_epoch, found)
 
     def _record(self) -> dict[str, Any]:
         return {"train": self.config.to_json(), "data": self.dataset.record}

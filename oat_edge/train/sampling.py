@@ -46,6 +46,25 @@ def knot_weights(knot_index: Tensor, num_knots: int) -> Tensor:
     return (1 - (knot_index.unsqueeze(1) - knots).abs()).clamp(min=0)
 
 
+def sample_widths(
+    widths: tuple[float, ...], num_between: int | None, generator: torch.Generator
+) -> tuple[float, ...]:
+    """Widths of one step, growing: the narrowest, the widest and `num_between` random others.
+
+    The sandwich rule (Yu & Huang 2019, sec. 3.2). None: all of them, and nothing is drawn.
+    """
+    between = widths[1:-1]
+    if num_between is None or num_between >= len(between):
+        return widths
+    drawn = torch.randperm(len(between), generator=generator)[:num_between].sort().values
+    return (widths[0], *[between[index] for index in drawn.tolist()], widths[-1])
+
+
+def choice(widths: tuple[float, ...], generator: torch.Generator) -> float:
+    """One of them, each with equal chance."""
+    return widths[int(torch.randint(len(widths), (), generator=generator))]
+
+
 def generator_for(seed: int, epoch: int, step: int) -> torch.Generator:
     """The random stream of one training step: the same whether or not the run was interrupted."""
     state = np.random.SeedSequence([seed, epoch, step]).generate_state(1, np.uint64)[0]

@@ -34,6 +34,10 @@ class TrainState:
     optimizer: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Tensor] = field(default_factory=dict)
     """State dict of the best network so far."""
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """State dict of the averaged network, if there is one."""
+    averaged: int = 0
+    """How many states that average has taken in."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
     """One entry per finished epoch, the lines of metrics.jsonl."""
 
