@@ -126,6 +126,10 @@ class TrainConfig:
     """Images of the validation split that are attacked at each (width, λ)."""
     seed: int = 0
     """Seeds weights, encodings, order, augmentation, λ and attacks."""
+    # Several processes
+    accumulate: int = 1
+    """Parts of a batch that pass one after the other, each with batch statistics of its own
+    (so that a part of M images does what ghost batch norm does, Hoffer et al. 2017)."""
 
     def __post_init__(self) -> None:
         check_widths(self.widths)
@@ -150,6 +154,11 @@ class TrainConfig:
             raise InputError(f"train_samples is {self.train_samples}: expected 1 or more")
         if self.clean_share is not None and not 0.0 < self.clean_share < 1.0:
             raise InputError(f"clean_share is {self.clean_share}: expected inside (0, 1)")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise InputError(
+                f"accumulate is {self.accumulate}: expected a divisor of batch_size "
+                f"{self.batch_size}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -24,6 +24,7 @@ def pgd(
     alpha: float,
     generator: torch.Generator,
     keep_best: bool = False,
+    among: Tensor | None = None,
 ) -> Tensor:
     """Maximise the cross-entropy by signed gradient steps from a random start.
 
@@ -31,8 +32,13 @@ def pgd(
     x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64. generator: on the CPU.
     Returns x_adv, same shape, |x_adv - x| <= eps, in [0, 1]. keep_best: return each sample's
     iterate of highest loss (for evaluation) instead of the last one (for training).
+    among: (M,) bool, N of them true, where x is a share of a batch of M; each image then starts
+    where it would in that batch.
     """
-    noise = torch.empty(x.shape).uniform_(-eps, eps, generator=generator)
+    count = len(x) if among is None else len(among)
+    noise = torch.empty((count, *x.shape[1:])).uniform_(-eps, eps, generator=generator)
+    if among is not None:
+        noise = noise[among.cpu()]
     low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
     x_adv = torch.minimum(torch.maximum(x + noise.to(x.device), low), high)
     best, best_loss = x_adv, torch.full((len(x),), -torch.inf, device=x.device)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from oat_edge.files import exclusive_lock, point_latest, remove_temporaries, wri
 from oat_edge.nn.fold import refold
 from oat_edge.nn.zoo import build_network
 from oat_edge.train.checkpoint import CHECKPOINT, save_checkpoint
+from oat_edge.train.distributed import ALONE, Ranks
 from oat_edge.train.sampling import generator_for, sample_knots
 from oat_edge.train.state import TRAIN_STATE, TrainState, load_state, save_state
 from oat_edge.train.step import OATSStep
@@ -54,6 +56,8 @@ class Trainer:
 
     Opens `run_dir` new, or with resume=True at the place where it stopped. Raises `InputError`
     if the directory already holds a run (or holds none to resume), or if the data has changed.
+    Of several processes (`ranks`) the first one alone reads and writes files; the state of a run
+    does not depend on how many there are.
     """
 
     def __init__(
@@ -64,30 +68,41 @@ class Trainer:
         *,
         device: str = "cpu",
         resume: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.dataset, self.run_dir = config, dataset, run_dir
+        self.ranks = ranks
+        ranks.check_same("settings", config.to_json())
+        ranks.check_same("data", dataset.record["splits"])
         self.state = TrainState()
         self._written_epoch: int | None = None
         self._resumed = resume
         if resume:
-            self.state, saved, data = load_state(run_dir / TRAIN_STATE)
+            self.state, saved, data = load_state(run_dir / TRAIN_STATE, ranks)
             if saved != config:
                 raise InputError(f"{run_dir} was trained with other settings: resume with its own")
             # The images themselves; they may lie in another folder by now.
             if data.get("splits") != dataset.record["splits"]:
                 raise InputError(f"the data of {run_dir} has changed since it was trained")
-        else:
+        elif ranks.first:
             self._check_new()
         self.batch_size = min(config.batch_size, len(dataset.train))
-        if self.batch_size < 2 * len(config.lambdas):
+        if self.batch_size % (config.accumulate * ranks.size):
             raise InputError(
-                f"a batch has {self.batch_size} images: {len(config.lambdas)} lambdas need at "
-                f"least {2 * len(config.lambdas)}"
+                f"a batch has {self.batch_size} images: they do not divide into {ranks.size} "
+                f"processes x {config.accumulate} accumulated parts; change --batch-size"
             )
-        num_clean = math.ceil(self.batch_size * (config.clean_share or 1 / len(config.lambdas)))
-        if len(config.lambdas) > 1 and not 2 <= num_clean <= self.batch_size - 2:
+        part = self.batch_size // config.accumulate
+        what = "a batch" if config.accumulate == 1 else "a part of a batch"
+        if part < 2 * len(config.lambdas):
             raise InputError(
-                f"clean_share {config.clean_share} leaves {num_clean} of {self.batch_size} images "
+                f"{what} has {part} images: {len(config.lambdas)} lambdas need at least "
+                f"{2 * len(config.lambdas)}"
+            )
+        num_clean = math.ceil(part * (config.clean_share or 1 / len(config.lambdas)))
+        if len(config.lambdas) > 1 and not 2 <= num_clean <= part - 2:
+            raise InputError(
+                f"clean_share {config.clean_share} leaves {num_clean} of {part} images "
                 "to λ = 0: batch norm needs two or more in each branch"
             )
         self.steps_per_epoch = len(dataset.train) // self.batch_size
@@ -125,12 +140,16 @@ class Trainer:
         if self.state.network:
             self.network.load_state_dict(self.state.network)
             self.optimizer.load_state_dict(self.state.optimizer)
+        # Machines of different kinds may have drawn them with different last bits.
+        self.ranks.copy_first(list(self.network.state_dict().values()))
         self.step = OATSStep(
             self.network,
             self.optimizer,
             eps=config.eps,
             attack_steps=config.attack_steps,
             attack_alpha=config.attack_alpha,
+            accumulate=config.accumulate,
+            ranks=self.ranks,
         )
 
     def train(
@@ -140,9 +159,22 @@ class Trainer:
     ) -> list[PointAccuracy]:
         """Train to the end; returns the validation grid of the best epoch.
 
-        should_stop is asked after every step; when true, the state is saved and `Interrupted`
-        raised. Files: config.json, metrics.jsonl, checkpoint.safetensors, train_state.pt.
+        should_stop is asked after every step; when true on any process, the state is saved and
+        `Interrupted` raised on all. Files: config.json, metrics.jsonl, checkpoint.safetensors,
+        train_state.pt.
         """
+        with self._opened():
+            while self.state.epoch < self.config.epochs:
+                self._train_epoch(progress, should_stop)
+        best = next(m for m in self.state.metrics if m["epoch"] == self.state.best_epoch)
+        return [_point_from_json(point) for point in best["validation"]]
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Hold the run directory, its files up to the state."""
+        if not self.ranks.first:
+            yield
+            return
         with exclusive_lock(self.run_dir, wait=False):
             if not self._resumed:
                 self._check_new()  # another command may have finished a run here meanwhile
@@ -152,10 +184,7 @@ class Trainer:
             write_json(self.run_dir / "config.json", self._record())
             point_latest(self.run_dir)
             self._write_results()
-            while self.state.epoch < self.config.epochs:
-                self._train_epoch(progress, should_stop)
-        best = next(m for m in self.state.metrics if m["epoch"] == self.state.best_epoch)
-        return [_point_from_json(point) for point in best["validation"]]
+            yield
 
     def _train_epoch(self, progress: Progress | None, should_stop: Callable[[], bool]) -> None:
         state, epoch = self.state, self.state.epoch
@@ -172,11 +201,12 @@ class Trainer:
             state.step += 1
             if progress:
                 progress.on_step(epoch, state.step - 1, loss, speed(state.step - first_step))
-            stop = should_stop()
+            stop = self.ranks.any(should_stop())
             if stop or time.monotonic() - last_save > SAVE_EVERY_S:
                 self._save()
                 last_save = time.monotonic()
             if stop:
+                self.ranks.wait()  # the first process has saved
                 raise Interrupted(
                     f"stopped in epoch {epoch + 1} of {self.config.epochs}; go on with: "
                     f"oat-edge train --resume --out {self.run_dir}"
@@ -203,8 +233,13 @@ class Trainer:
         index = order[step * self.batch_size : (step + 1) * self.batch_size].to(self.device)
         images = self.images[index].float() / 255
         images = augment(images, crop=config.crop, flip=config.flip, generator=generator)
-        knot_index = sample_knots(
-            self.batch_size, len(config.lambdas), config.clean_share, generator
+        # Each part has its own draw: it needs samples for both batch norms.
+        part = self.batch_size // config.accumulate
+        knot_index = torch.cat(
+            [
+                sample_knots(part, len(config.lambdas), config.clean_share, generator)
+                for _ in range(config.accumulate)
+            ]
         )
         done = epoch * self.steps_per_epoch + step
         for group in self.optimizer.param_groups:
@@ -235,6 +270,7 @@ class Trainer:
             attack_alpha=self.step.attack_alpha,
             num_attacked=self.config.val_attack_samples,
             seed=self.config.seed,
+            ranks=self.ranks,
         )
         score = grid_score(grid)
         if self.state.best_score is None or score > self.state.best_score:
@@ -245,12 +281,16 @@ class Trainer:
         return {"score": score, "validation": [point.to_json() for point in grid]}
 
     def _save(self) -> None:
+        if not self.ranks.first:
+            return
         self.state.network = self.network.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
         save_state(self.run_dir / TRAIN_STATE, self.state, self.config, self.dataset.record)
 
     def _write_results(self) -> None:
         """Bring metrics.jsonl and the checkpoint up to the state (a kill may fall between)."""
+        if not self.ranks.first:
+            return
         state = self.state
         lines = "".join(json.dumps(entry) + "\n" for entry in state.metrics)
         write_bytes(self.run_dir / "metrics.jsonl", lines.encode())

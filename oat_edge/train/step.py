@@ -12,6 +12,7 @@ from torch import Tensor
 from oat_edge.attacks.pgd import pgd, training_step_size
 from oat_edge.nn.fold import fold, refold
 from oat_edge.nn.network import OATSNetwork
+from oat_edge.train.distributed import ALONE, Ranks
 
 FilmTables = list[tuple[Tensor, Tensor]]
 
@@ -22,6 +23,10 @@ class OATSStep:
     The attack runs on the folded network of its width, each sample at its own λ. FiLM's MLPs run
     once per step on the K knots; the widths' gradients meet in its tables and go back through
     the MLPs together.
+
+    accumulate: a batch goes through in so many parts, one after the other, to save memory; each
+    part has its own batch statistics. ranks: each process takes a share of every part, and the
+    batch statistics are those of the whole part.
     """
 
     def __init__(
@@ -32,6 +37,8 @@ class OATSStep:
         eps: float,
         attack_steps: int,
         attack_alpha: float | None = None,
+        accumulate: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.network = network
         self.optimizer = optimizer
@@ -40,6 +47,9 @@ class OATSStep:
         self.attack_alpha = (
             training_step_size(eps, attack_steps) if attack_alpha is None else attack_alpha
         )
+        self.accumulate = accumulate
+        self.ranks = ranks
+        network.condition.gather = ranks.gather if ranks.size > 1 else None
         self.knots = torch.tensor(network.knots, device=network.encodings.device)
         self.folded = {width: fold(network, width) for width in network.widths}
 
@@ -48,6 +58,7 @@ class OATSStep:
     ) -> Tensor:
         """Train on one batch; returns the loss, mean over samples and widths, without gradient.
 
+        The batch and the generator are the same on all processes.
         images: (N, C, H, W) float32 in [0, 1]; labels: (N,) int64; knot_index: (N,) int64.
         """
         self.network.train()
@@ -55,10 +66,12 @@ class OATSStep:
         film = self.network.film_tables()
         leaves = [(g.detach().requires_grad_(), b.detach().requires_grad_()) for g, b in film]
         total = torch.zeros((), device=images.device)
-        for width in self.network.widths:
-            loss = self.loss(images, labels, knot_index, width, leaves, generator)
-            torch.autograd.backward(loss)
-            total += loss.detach()
+        batch = (tensor.chunk(self.accumulate) for tensor in (images, labels, knot_index))
+        for x, y, index in zip(*batch, strict=True):
+            for width in self.network.widths:
+                loss = self.loss(x, y, index, width, leaves, generator) / self.accumulate
+                torch.autograd.backward(loss)
+                total += loss.detach()
         pairs = [
             (table, leaf.grad)
             for tables, grads in zip(film, leaves, strict=True)
@@ -67,6 +80,9 @@ class OATSStep:
         ]
         if pairs:
             torch.autograd.backward([t for t, _ in pairs], [g for _, g in pairs])
+        # Every process has made the same passes, so the same parameters have a gradient.
+        grads = [p.grad for p in self.network.parameters() if p.grad is not None]
+        self.ranks.sum_([*grads, total])
         self.optimizer.step()
         return total / len(self.network.widths)
 
@@ -79,19 +95,27 @@ class OATSStep:
         film: FilmTables,
         generator: torch.Generator,
     ) -> Tensor:
-        """mean((1-λ)·CE(clean) + λ·CE(adversarial)) at one width (OAT, eq. 3)."""
+        """mean((1-λ)·CE(clean) + λ·CE(adversarial)) at one width (OAT, eq. 3).
+
+        Of several processes' losses, which are of their shares, the sum is this mean.
+        """
         lam = self.knots[knot_index]
         hat = F.one_hot(knot_index, len(self.knots)).to(images.dtype)
         clean = lam == 0
+        mine = self.ranks.share_of(clean)
         loss = torch.zeros((), device=images.device)
+        # A pass is made by all processes or by none: their batch norms meet in it. A share may be
+        # empty.
         if clean.any():
-            x, y = images[clean], labels[clean]
-            logits = self.network.train_pass(x, hat[clean], width, adversarial=False, film=film)
+            own = clean & mine
+            x, y = images[own], labels[own]
+            logits = self.network.train_pass(x, hat[own], width, adversarial=False, film=film)
             loss = loss + F.cross_entropy(logits, y, reduction="sum")
         if not clean.all():
-            robust = ~clean
-            x, y, lam, hat = images[robust], labels[robust], lam[robust], hat[robust]
-            x_adv = self._attack(x, y, lam, width, film, generator)
+            among = mine[~clean]
+            own = ~clean & mine
+            x, y, lam, hat = images[own], labels[own], lam[own], hat[own]
+            x_adv = self._attack(x, y, lam, width, film, generator, among)
             # The two versions of the images pass separately, each with its own batch statistics
             # (OAT.py). Plain PGD-AT has no clean loss, hence no clean pass (Madry et al.).
             if len(self.knots) > 1 or self.knots[0] < 1:
@@ -109,6 +133,7 @@ class OATSStep:
         width: float,
         film: FilmTables,
         generator: torch.Generator,
+        among: Tensor,
     ) -> Tensor:
         folded = self.folded[width]
         refold(folded, self.network, width, film=film)
@@ -120,4 +145,5 @@ class OATSStep:
             steps=self.attack_steps,
             alpha=self.attack_alpha,
             generator=generator,
+            among=among,
         )
