@@ -185,6 +185,10 @@ class TrainConfig:
     (Izmailov et al. 2018); None is off."""
     patience: int = 0
     """Stop after this many validations in a row without a better score; 0 never stops."""
+    # Several processes
+    accumulate: int = 1
+    """Parts of a batch that pass one after the other, each with batch statistics of its own
+    (so that a part of M images does what ghost batch norm does, Hoffer et al. 2017)."""
 
     def __post_init__(self) -> None:
         check_widths(self.widths)
@@ -217,6 +221,11 @@ class TrainConfig:
             raise InputError(
                 f"lambda_sampling is 'continuous' and lambdas are {self.lambdas}: expected two or "
                 f"more {'of them' if lowest == 0 else 'above 0'}, to draw λ between them"
+            )
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise InputError(
+                f"accumulate is {self.accumulate}: expected a divisor of batch_size "
+                f"{self.batch_size}"
             )
         self._check_quality()
 

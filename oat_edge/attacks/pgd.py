@@ -24,6 +24,7 @@ def pgd(
     alpha: float,
     generator: torch.Generator,
     keep_best: bool = False,
+    among: Tensor | None = None,
 ) -> Tensor:
     """Maximise the cross-entropy by signed gradient steps from a random start.
 
@@ -31,10 +32,12 @@ def pgd(
     x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64. generator: on the CPU.
     Returns x_adv, same shape, |x_adv - x| <= eps, in [0, 1]. keep_best: return each sample's
     iterate of highest loss (for evaluation) instead of the last one (for training).
+    among: (M,) bool, N of them true, where x is a share of a batch of M; each image then starts
+    where it would in that batch.
     """
-    noise = torch.empty(x.shape).uniform_(-eps, eps, generator=generator)
+    noise = uniform_noise(x, eps, generator, among)
     low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
-    x_adv = torch.minimum(torch.maximum(x + noise.to(x.device), low), high)
+    x_adv = torch.minimum(torch.maximum(x + noise, low), high)
     best, best_loss = x_adv, torch.full((len(x),), -torch.inf, device=x.device)
     for _ in range(steps):
         x_adv.requires_grad_(True)
@@ -49,6 +52,21 @@ def pgd(
     with torch.no_grad():
         loss_n = F.cross_entropy(logits(x_adv), y, reduction="none")
         return _better(x_adv, loss_n, best, best_loss)[0]
+
+
+def uniform_noise(
+    x: Tensor, radius: float, generator: torch.Generator, among: Tensor | None = None
+) -> Tensor:
+    """Uniform in [-radius, radius], like x. generator: on the CPU.
+
+    among: (M,) bool, N of them true, where x is a share of a batch of M; each image then gets the
+    noise that it would get in that batch.
+    """
+    count = len(x) if among is None else len(among)
+    noise = torch.empty((count, *x.shape[1:])).uniform_(-radius, radius, generator=generator)
+    if among is not None:
+        noise = noise[among.cpu()]
+    return noise.to(x.device)
 
 
 def _better(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from oat_edge import __version__
 from oat_edge.cli.bench import bench
 from oat_edge.cli.calibrate import calibrate
 from oat_edge.cli.compare import compare
-from oat_edge.cli.console import error_console
+from oat_edge.cli.console import say_error
 from oat_edge.cli.demo import demo
 from oat_edge.cli.devices import devices
 from oat_edge.cli.doctor import doctor
@@ -75,18 +76,14 @@ def main() -> None:
         if code == INTERRUPTED:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
     except OatEdgeError as error:
-        _say(f"error: {error}")
+        say_error(str(error))
         code = error.exit_code
     except UsageError as error:
         help_command = f"{error.ctx.command_path} --help" if error.ctx else "oat-edge --help"
-        _say(f"error: {error.format_message().rstrip('.')} (see {help_command})")
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # of torchrun's processes one says it
+            say_error(f"{error.format_message().rstrip('.')} (see {help_command})")
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted")
+        say_error("interrupted", prefix="")
         code = INTERRUPTED
     sys.exit(code)
-
-
-def _say(text: str) -> None:
-    """One red line on standard error."""
-    error_console.print(" ".join(text.split()), style="red", markup=False)

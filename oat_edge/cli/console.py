@@ -39,6 +39,11 @@ def make_console(*, stderr: bool) -> Console:
 error_console = make_console(stderr=True)
 
 
+def say_error(text: str, *, prefix: str = "error: ") -> None:
+    """One red line on standard error."""
+    error_console.print(" ".join((prefix + text).split()), style="red", markup=False)
+
+
 def output_console(json: str | None) -> Console:
     """Standard output, unless `--json -` has claimed it."""
     return make_console(stderr=json == "-")

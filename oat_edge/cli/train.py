@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from oat_edge.cli.console import bar, make_console, plain_table
+from oat_edge.cli.console import bar, make_console, plain_table, say_error
 from oat_edge.cli.options import DataDir, Download, fraction
 from oat_edge.config import TrainConfig
 from oat_edge.errors import InputError
@@ -22,6 +22,7 @@ from oat_edge.operating_point import parse_list
 from oat_edge.require import require
 
 if TYPE_CHECKING:
+    from oat_edge.train.distributed import Ranks
     from oat_edge.train.loop import Trainer
     from oat_edge.train.validate import PointAccuracy
 
@@ -140,6 +141,10 @@ def train(
         int | None,
         typer.Option(help="Stop after this many validations without a better score."),
     ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(help="Pass a batch in so many parts, to save memory.", show_default="1"),
+    ] = None,
     data_dir: DataDir = None,
     download: Download = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -156,6 +161,7 @@ def train(
     """Train one network with both knobs: λ (standard against robust accuracy) and width.
 
     Settings that are not given come from the data set's recipe. Ctrl-C saves and exits 130.
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m oat_edge train --device cuda
     """
     given: dict[str, Any] = {
         "data": data,
@@ -186,13 +192,25 @@ def train(
         "ema": ema,
         "swa_start": swa_start,
         "patience": patience,
+        "accumulate": accumulate,
     }
     given = {name: value for name, value in given.items() if value is not None}
     console = make_console(stderr=False)
-    trainer = open_trainer(
-        given, out=out, resume=resume, data_dir=data_dir, download=download, device=device
-    )
-    run_training(trainer, console)
+    require("torch", purpose="training")
+    from oat_edge.train.distributed import joined
+
+    with joined(device, last_words=_last_words) as ranks:
+        console.quiet = not ranks.first
+        trainer = open_trainer(
+            given,
+            out=out,
+            resume=resume,
+            data_dir=data_dir,
+            download=download,
+            device=device,
+            ranks=ranks,
+        )
+        run_training(trainer, console)
     console.print(f"run: {trainer.run_dir}", markup=False)
     usual = trainer.run_dir.parent == LATEST.parent
     console.print(f"next: oat-edge export{'' if usual else f' --checkpoint {trainer.run_dir}'}")
@@ -206,22 +224,22 @@ def open_trainer(
     data_dir: Path | None = None,
     download: bool = False,
     device: str = "cpu",
+    ranks: Ranks | None = None,
 ) -> Trainer:
     """The trainer of a new run, or of the one to resume; everything is checked before it starts."""
-    torch = require("torch", purpose="training")
+    require("torch", purpose="training")
     from oat_edge.data import load
     from oat_edge.nn.zoo import architecture
+    from oat_edge.train.distributed import ALONE, check_device
     from oat_edge.train.loop import Trainer
     from oat_edge.train.recipes import recipe
     from oat_edge.train.state import TRAIN_STATE, load_state
 
-    if device not in ("cpu", "cuda"):
-        raise InputError(f"device is '{device}': expected cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is 'cuda', but torch sees no CUDA device: use --device cpu")
+    check_device(device)
+    ranks = ALONE if ranks is None else ranks
     if resume:
         out = out or LATEST
-        _, config, _ = load_state(out / TRAIN_STATE)
+        _, config, _ = load_state(out / TRAIN_STATE, ranks)
         out = out.resolve()  # `latest` may be re-pointed meanwhile
         for name, value in given.items():
             if (saved := getattr(config, name)) != value:
@@ -232,20 +250,29 @@ def open_trainer(
     else:
         config = dataclasses.replace(recipe(given.get("data", "digits")), **given)
     architecture(config.arch)
-    dataset = load(
-        config.data,
-        data_dir=data_dir,
-        download=download,
-        train_samples=config.train_samples,
-        seed=config.seed,
-    )
-    run_dir = out or _new_run(config)
+    with ranks.machine_by_machine():
+        dataset = load(
+            config.data,
+            data_dir=data_dir,
+            download=download,
+            train_samples=config.train_samples,
+            seed=config.seed,
+        )
+    run_dir = out or Path(ranks.from_first(lambda: bytes(_new_run(config))).decode())
+    place = device if ranks.size == 1 else str(ranks.device)
     try:
-        return Trainer(config, dataset, _short(run_dir), device=device, resume=resume)
+        return Trainer(config, dataset, _short(run_dir), device=place, resume=resume, ranks=ranks)
     except InputError:
-        if out is None:
+        if out is None and ranks.first:
             run_dir.rmdir()  # just made, nothing is in it
         raise
+
+
+def _last_words(message: str | None) -> None:
+    """Before the watch of several processes ends this one, from a thread of its own."""
+    make_console(stderr=False).show_cursor()  # a live bar has hidden it
+    if message is not None:
+        say_error(message)
 
 
 def run_training(trainer: Trainer, console: Console) -> None:
@@ -257,7 +284,7 @@ def run_training(trainer: Trainer, console: Console) -> None:
         f"training {config.arch} on {trainer.dataset.name}: {len(trainer.dataset.train)} images, "
         f"{config.epochs} epochs, batch {trainer.batch_size}, widths {_join(config.widths)}, "
         f"λ {_join(config.lambdas)}, "
-        f"ε {config.eps * 255:g}/255, {trainer.device}",
+        f"ε {config.eps * 255:g}/255, {trainer.device}{_processes(trainer)}",
         markup=False,
     )
     with _stop_signal() as stopped, _progress(console, total, done, trainer) as progress:
@@ -273,6 +300,11 @@ def run_training(trainer: Trainer, console: Console) -> None:
         console.print(f"{found}; kept is the checkpoint of epoch {best}", markup=False)
     title = f"Validation, epoch {best} of {config.epochs}: standard / robust accuracy, %"
     console.print(accuracy_table(grid, title))
+
+
+def _processes(trainer: Trainer) -> str:
+    size = trainer.ranks.size
+    return "" if size == 1 else f", {size} processes"
 
 
 def accuracy_table(grid: list[PointAccuracy], title: str) -> Any:
@@ -328,6 +360,9 @@ class _Lines:
 
 @contextmanager
 def _progress(console: Console, total: int, done: int, trainer: Trainer) -> Iterator[Any]:
+    if console.quiet:
+        yield None
+        return
     if not console.is_terminal:
         yield _Lines(console, trainer)
         return

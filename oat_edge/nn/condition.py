@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from oat_edge.conditioning import ramps
+from oat_edge.nn.global_norm import Gather
 
 
 @dataclass(slots=True)
@@ -27,6 +28,8 @@ class Condition:
     """(N, K) weights over the knots."""
     film: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """(gamma, beta), each (K, C), of every FiLM layer at the knots."""
+    gather: Gather | None = None
+    """Where a batch lies on several processes: how its batch norms meet."""
 
 
 class HatWeights(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from oat_edge.nn.condition import Condition
 from oat_edge.nn.film import FiLM, KnotTable
+from oat_edge.nn.global_norm import batch_norm
 from oat_edge.nn.slimmable import scaled_channels
 
 
@@ -77,8 +78,9 @@ class ConditionalBatchNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W).
 
-        In training one branch with its own batch statistics, for all N; in eval mode each
-        sample's own branch and FiLM, through the tables.
+        In training one branch with its own batch statistics, for all N (and the N of the other
+        processes of a run, if there are); in eval mode each sample's own branch and FiLM, through
+        the tables.
         """
         condition = self.condition
         assert condition.hat is not None, "call the network, not its backbone"
@@ -88,7 +90,7 @@ class ConditionalBatchNorm2d(nn.Module):
                 _per_channel(condition.hat @ shift), x, _per_channel(condition.hat @ scale)
             )
         norm = self.branch(adversarial=condition.adversarial, width_index=condition.width_index)
-        y: Tensor = norm(x)
+        y = batch_norm(norm, x, condition.gather)
         if self.film is None:
             return y
         gamma, beta = self._film(y.shape[1])

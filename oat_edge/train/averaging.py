@@ -29,6 +29,7 @@ class Average:
     def __init__(self, network: OATSNetwork, *, decay: float | None) -> None:
         """decay: of an EMA, per update; None weighs all updates alike (SWA)."""
         self.network = copy.deepcopy(network).eval()
+        self.network.condition.gather = None  # every process keeps the whole of it
         self.decay = decay
         self.count = 0
 

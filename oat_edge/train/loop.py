@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,16 +20,16 @@ from torch import Tensor
 
 from oat_edge.config import NetworkSpec, TrainConfig
 from oat_edge.data import Dataset
-from oat_edge.data.augment import augment
 from oat_edge.errors import InputError, OatEdgeError
 from oat_edge.files import exclusive_lock, point_latest, remove_temporaries, write_bytes, write_json
 from oat_edge.nn.fold import refold
 from oat_edge.nn.network import OATSNetwork
 from oat_edge.nn.zoo import build_network
 from oat_edge.train.averaging import Average
+from oat_edge.train.batches import Batches
 from oat_edge.train.checkpoint import CHECKPOINT, save_checkpoint
+from oat_edge.train.distributed import ALONE, Ranks
 from oat_edge.train.overfitting import RobustOverfitting, robust_overfitting
-from oat_edge.train.sampling import generator_for, sample_knots
 from oat_edge.train.state import TRAIN_STATE, TrainState, load_state, save_state
 from oat_edge.train.step import OATSStep, StepOptions
 from oat_edge.train.validate import PointAccuracy, grid_score, validate
@@ -57,6 +58,8 @@ class Trainer:
 
     Opens `run_dir` new, or with resume=True at the place where it stopped. Raises `InputError`
     if the directory already holds a run (or holds none to resume), or if the data has changed.
+    Of several processes (`ranks`) the first one alone reads and writes files; the state of a run
+    does not depend on how many there are.
     """
 
     def __init__(
@@ -67,33 +70,24 @@ class Trainer:
         *,
         device: str = "cpu",
         resume: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.dataset, self.run_dir = config, dataset, run_dir
+        self.ranks = ranks
+        ranks.check_same("settings", config.to_json())
+        ranks.check_same("data", dataset.record["splits"])
         self.state = TrainState()
         self._written: tuple[int, RobustOverfitting | None] | None = None
         self._resumed = resume
         if resume:
-            self.state, saved, data = load_state(run_dir / TRAIN_STATE)
+            self.state, saved, data = load_state(run_dir / TRAIN_STATE, ranks)
             if saved != config:
                 raise InputError(f"{run_dir} was trained with other settings: resume with its own")
             # The images themselves; they may lie in another folder by now.
             if data.get("splits") != dataset.record["splits"]:
                 raise InputError(f"the data of {run_dir} has changed since it was trained")
-        else:
+        elif ranks.first:
             self._check_new()
-        self.batch_size = min(config.batch_size, len(dataset.train))
-        if self.batch_size < 2 * len(config.lambdas):
-            raise InputError(
-                f"a batch has {self.batch_size} images: {len(config.lambdas)} lambdas need at "
-                f"least {2 * len(config.lambdas)}"
-            )
-        num_clean = math.ceil(self.batch_size * (config.clean_share or 1 / len(config.lambdas)))
-        if len(config.lambdas) > 1 and not 2 <= num_clean <= self.batch_size - 2:
-            raise InputError(
-                f"clean_share {config.clean_share} leaves {num_clean} of {self.batch_size} images "
-                "to λ = 0: batch norm needs two or more in each branch"
-            )
-        self.steps_per_epoch = len(dataset.train) // self.batch_size
         self.spec = NetworkSpec(
             arch=config.arch,
             widths=config.widths,
@@ -106,9 +100,8 @@ class Trainer:
             conditioning=config.conditioning,
         )
         self.device = torch.device(device)
-        # uint8 on the device: small data sets live there whole, no worker processes.
-        self.images = torch.from_numpy(dataset.train.images).to(self.device)
-        self.labels = torch.from_numpy(dataset.train.labels).to(self.device)
+        self.batches = Batches(config, dataset, self.device, num_ranks=ranks.size)
+        self.batch_size, self.steps_per_epoch = self.batches.size, self.batches.per_epoch
         self._build()
 
     def _check_new(self) -> None:
@@ -117,7 +110,7 @@ class Trainer:
 
     def _build(self) -> None:
         config = self.config
-        mean, std = _channel_statistics(self.images)
+        mean, std = self.batches.channel_statistics()
         generator = torch.Generator().manual_seed(config.seed)
         network = build_network(self.spec, mean=mean, std=std, generator=generator)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -130,6 +123,8 @@ class Trainer:
         if self.state.network:
             self.network.load_state_dict(self.state.network)
             self.optimizer.load_state_dict(self.state.optimizer)
+        # Machines of different kinds may have drawn them with different last bits.
+        self.ranks.copy_first(list(self.network.state_dict().values()))
         self.step = OATSStep(
             self.network,
             self.optimizer,
@@ -137,6 +132,7 @@ class Trainer:
             attack_steps=config.attack_steps,
             attack_alpha=config.attack_alpha,
             options=StepOptions.of(config),
+            ranks=self.ranks,
         )
         self.average: Average | None = None
         if config.ema or config.swa_start is not None:
@@ -166,9 +162,22 @@ class Trainer:
     ) -> list[PointAccuracy]:
         """Train to the end; returns the validation grid of the best epoch.
 
-        should_stop is asked after every step; when true, the state is saved and `Interrupted`
-        raised. Files: config.json, metrics.jsonl, checkpoint.safetensors, train_state.pt.
+        should_stop is asked after every step; when true on any process, the state is saved and
+        `Interrupted` raised on all. Files: config.json, metrics.jsonl, checkpoint.safetensors,
+        train_state.pt.
         """
+        with self._opened():
+            while self.state.epoch < self.config.epochs and not self.out_of_patience:
+                self._train_epoch(progress, should_stop)
+        best = next(m for m in self.state.metrics if m["epoch"] == self.state.best_epoch)
+        return [_point_from_json(point) for point in best["validation"]]
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Hold the run directory, its files up to the state."""
+        if not self.ranks.first:
+            yield
+            return
         with exclusive_lock(self.run_dir, wait=False):
             if not self._resumed:
                 self._check_new()  # another command may have finished a run here meanwhile
@@ -178,31 +187,27 @@ class Trainer:
             write_json(self.run_dir / "config.json", self._record())
             point_latest(self.run_dir)
             self._write_results()
-            while self.state.epoch < self.config.epochs and not self.out_of_patience:
-                self._train_epoch(progress, should_stop)
-        best = next(m for m in self.state.metrics if m["epoch"] == self.state.best_epoch)
-        return [_point_from_json(point) for point in best["validation"]]
+            yield
 
     def _train_epoch(self, progress: Progress | None, should_stop: Callable[[], bool]) -> None:
         state, epoch = self.state, self.state.epoch
-        generator = generator_for(self.config.seed, epoch, 0)
-        order = torch.randperm(len(self.images), generator=generator)
         started, first_step, last_save = time.perf_counter(), state.step, time.monotonic()
 
         def speed(steps: int) -> float:
             return steps * self.batch_size / (time.perf_counter() - started)
 
         while state.step < self.steps_per_epoch:
-            loss = self._train_step(epoch, state.step, order)
+            loss = self._train_step(epoch, state.step)
             state.loss_sum += loss
             state.step += 1
             if progress:
                 progress.on_step(epoch, state.step - 1, loss, speed(state.step - first_step))
-            stop = should_stop()
+            stop = self.ranks.any(should_stop())
             if stop or time.monotonic() - last_save > SAVE_EVERY_S:
                 self._save()
                 last_save = time.monotonic()
             if stop:
+                self.ranks.wait()  # the first process has saved
                 raise Interrupted(
                     f"stopped in epoch {epoch + 1} of {self.config.epochs}; go on with: "
                     f"oat-edge train --resume --out {self.run_dir}"
@@ -226,31 +231,14 @@ class Trainer:
         self._save()
         self._write_results()
 
-    def _train_step(self, epoch: int, step: int, order: Tensor) -> float:
+    def _train_step(self, epoch: int, step: int) -> float:
         config = self.config
-        # Stream 0 of an epoch is its order; steps take 1, 2, …
-        generator = generator_for(config.seed, epoch, step + 1)
-        index = order[step * self.batch_size : (step + 1) * self.batch_size].to(self.device)
-        images = self.images[index].float() / 255
-        images = augment(images, crop=config.crop, flip=config.flip, generator=generator)
-        knot_index = sample_knots(
-            self.batch_size,
-            len(config.lambdas),
-            config.clean_share,
-            generator,
-            lowest_continuous=config.lowest_continuous,
-        )
         done = epoch * self.steps_per_epoch + step
         if config.swa_start is not None:  # averaging needs weights that still move
             done = min(done, int(config.swa_start * config.epochs) * self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = cosine(config.lr, done, config.epochs * self.steps_per_epoch)
-        loss = self.step(
-            images.contiguous(memory_format=torch.channels_last),
-            self.labels[index],
-            knot_index.to(self.device),
-            generator,
-        ).item()
+        loss = self.step(*self.batches.draw(epoch, step)).item()
         if not math.isfinite(loss):
             raise InputError(
                 f"training diverged: the loss is {loss} in epoch {epoch + 1}, step {step + 1}; "
@@ -270,7 +258,7 @@ class Trainer:
         if self.average is None or not self.average.count:
             return self.network
         if self.config.swa_start is not None:
-            self.average.estimate_statistics(self.images, self.labels, self.config)
+            self.average.estimate_statistics(self.batches.images, self.batches.labels, self.config)
         return self.average.network
 
     def _validate(self, epoch: int, progress: Progress | None) -> dict[str, Any]:
@@ -287,6 +275,7 @@ class Trainer:
             attack_alpha=self.step.attack_alpha,
             num_attacked=self.config.val_attack_samples,
             seed=self.config.seed,
+            ranks=self.ranks,
         )
         score = grid_score(grid)
         if self.state.best_score is None or score > self.state.best_score:
@@ -297,6 +286,8 @@ class Trainer:
         return {"score": score, "validation": [point.to_json() for point in grid]}
 
     def _save(self) -> None:
+        if not self.ranks.first:
+            return
         self.state.network = self.network.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
         if self.average:
@@ -306,6 +297,8 @@ class Trainer:
 
     def _write_results(self) -> None:
         """Bring metrics.jsonl and the checkpoint up to the state (a kill may fall between)."""
+        if not self.ranks.first:
+            return
         state = self.state
         lines = "".join(json.dumps(entry) + "\n" for entry in state.metrics)
         write_bytes(self.run_dir / "metrics.jsonl", lines.encode())
@@ -324,17 +317,6 @@ class Trainer:
 def cosine(lr: float, done: int, total: int) -> float:
     """Cosine from lr to 0 over `total` steps."""
     return lr * 0.5 * (1 + math.cos(math.pi * done / total))
-
-
-def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel in [0, 1], exact (integer sums)."""
-    values = images.transpose(0, 1).flatten(1)
-    count = values.shape[1]
-    total = values.sum(dim=1, dtype=torch.int64).double()
-    squares = torch.stack([v.to(torch.int64).square().sum() for v in values]).double()
-    mean = total / count
-    std = (squares / count - mean.square()).clamp(min=1.0).sqrt()
-    return (mean / 255).float().cpu(), (std / 255).float().cpu()
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:

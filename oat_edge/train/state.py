@@ -15,6 +15,7 @@ from torch import Tensor
 from oat_edge.config import TrainConfig
 from oat_edge.errors import InputError
 from oat_edge.files import write_bytes
+from oat_edge.train.distributed import ALONE, Ranks
 
 TRAIN_STATE = "train_state.pt"
 FORMAT = "oat-edge/train-state/1"
@@ -52,8 +53,31 @@ def save_state(path: Path, state: TrainState, config: TrainConfig, data: dict[st
     write_bytes(path, buffer.getvalue())
 
 
-def load_state(path: Path) -> tuple[TrainState, TrainConfig, dict[str, Any]]:
-    """Read what `save_state` wrote, without unpickling code; damage raises `InputError`."""
+def load_state(path: Path, ranks: Ranks = ALONE) -> tuple[TrainState, TrainConfig, dict[str, Any]]:
+    """Read what `save_state` wrote, without unpickling code; damage raises `InputError`.
+
+    Of several processes the first one reads: the others may be on machines without the file.
+    """
+    data = ranks.from_first(lambda: _read(path))
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            # torch.load does not look at the checksums; a flipped bit must not train on.
+            if (broken := archive.testzip()) is not None:
+                raise InputError(f"{path} is damaged (checksum of {broken}): train again")
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if content.pop("format") != FORMAT:
+            raise InputError(f"{path} is not a training state of this version: train again")
+        config = TrainConfig.from_json(json.loads(content.pop("config")))
+        record = json.loads(content.pop("data"))
+        content["metrics"] = json.loads(content["metrics"])
+        return TrainState(**content), config, record
+    except InputError:
+        raise
+    except Exception as error:  # torch.load raises whatever the damage makes its parser hit
+        raise _unreadable(path, error) from None
+
+
+def _read(path: Path) -> bytes:
     if not path.is_file():
         if (path.parent / "checkpoint.safetensors").exists():
             raise InputError(
@@ -62,19 +86,11 @@ def load_state(path: Path) -> tuple[TrainState, TrainConfig, dict[str, Any]]:
             )
         raise InputError(f"there is nothing to resume at {path}: start with `oat-edge train`")
     try:
-        with zipfile.ZipFile(path) as archive:
-            # torch.load does not look at the checksums; a flipped bit must not train on.
-            if (broken := archive.testzip()) is not None:
-                raise InputError(f"{path} is damaged (checksum of {broken}): train again")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if content.pop("format") != FORMAT:
-            raise InputError(f"{path} is not a training state of this version: train again")
-        config = TrainConfig.from_json(json.loads(content.pop("config")))
-        data = json.loads(content.pop("data"))
-        content["metrics"] = json.loads(content["metrics"])
-        return TrainState(**content), config, data
-    except InputError:
-        raise
-    except Exception as error:  # torch.load raises whatever the damage makes its parser hit
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} cannot be read ({reason}): train again") from None
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return InputError(f"{path} cannot be read ({reason}): train again")

@@ -258,6 +258,4 @@ class OATSStep:
         gamma = self.options.awp_gamma
         if not gamma:
             return contextlib.nullcontext()
-        return perturbed(
-            self.network.backbone, lambda: passes()[0], gamma, sum_=self.ranks.sum_
-        )
+        return perturbed(self.network.backbone, lambda: passes()[0], gamma, sum_=self.ranks.sum_)

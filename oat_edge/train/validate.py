@@ -12,6 +12,7 @@ from oat_edge.attacks.pgd import pgd
 from oat_edge.data.splits import permutation
 from oat_edge.nn.fold import FoldedNetwork
 from oat_edge.operating_point import OperatingPoint
+from oat_edge.train.distributed import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,14 @@ def validate(
     num_attacked: int,
     seed: int,
     batch_size: int = 500,
+    ranks: Ranks = ALONE,
 ) -> list[PointAccuracy]:
     """Accuracies at every width and knot; PGD on a seeded choice of `num_attacked` images.
 
     folded: width -> its present folded network. images: (N, C, H, W) uint8, in any order.
+    ranks: each process takes a share of every batch, and all get the whole result.
     """
-    grid = []
+    points, correct = [], []
     x, y = images.float() / 255, labels
     # A validation split may be sorted by class: a part of it must not be.
     few = torch.from_numpy(permutation(len(x), (seed,))[:num_attacked]).to(x.device)
@@ -58,12 +61,14 @@ def validate(
             generator = torch.Generator().manual_seed(seed)
             standard = robust = 0
             for start in range(0, len(x), batch_size):
-                part = slice(start, start + batch_size)
+                part = slice(start + ranks.rank, start + batch_size, ranks.size)
                 logits = network.at(_full(x[part], lam))
                 with torch.no_grad():
                     standard += _correct(logits(x[part]), y[part])
             for start in range(0, len(x_few), batch_size):
-                part = slice(start, start + batch_size)
+                part = slice(start + ranks.rank, start + batch_size, ranks.size)
+                among = torch.zeros(len(x_few[start : start + batch_size]), dtype=torch.bool)
+                among[ranks.rank :: ranks.size] = True
                 logits = network.at(_full(x_few[part], lam))
                 x_adv = pgd(
                     logits,
@@ -73,13 +78,18 @@ def validate(
                     steps=attack_steps,
                     alpha=attack_alpha,
                     generator=generator,
+                    among=among,
                 )
                 with torch.no_grad():
                     robust += _correct(logits(x_adv), y_few[part])
-            grid.append(
-                PointAccuracy(OperatingPoint(width, lam), standard / len(x), robust / len(x_few))
-            )
-    return grid
+            points.append(OperatingPoint(width, lam))
+            correct.append((standard, robust))
+    counts = torch.tensor(correct, device=x.device)
+    ranks.sum_([counts])
+    return [
+        PointAccuracy(point, standard / len(x), robust / len(x_few))
+        for point, (standard, robust) in zip(points, counts.tolist(), strict=True)
+    ]
 
 
 def grid_score(grid: list[PointAccuracy]) -> float:
