@@ -13,6 +13,8 @@ from oat_edge.errors import InputError
 T = TypeVar("T")
 
 Encoding = Literal["random", "dct", "onehot", "none"]
+Amp = Literal["off", "bf16"]
+Compile = Literal["off", "on"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +129,12 @@ class TrainConfig:
     seed: int = 0
     """Seeds weights, encodings, order, augmentation, λ and attacks."""
 
+    # Speed (`oat_edge.train.precision`)
+    amp: Amp = "off"
+    """bf16: attack and training passes in bfloat16; parameters, statistics, loss in float32."""
+    compile: Compile = "off"
+    """on: the attacked network goes through torch.compile, on CUDA with CUDA graphs."""
+
     def __post_init__(self) -> None:
         check_widths(self.widths)
         check_knots(self.lambdas)
@@ -150,6 +158,9 @@ class TrainConfig:
             raise InputError(f"train_samples is {self.train_samples}: expected 1 or more")
         if self.clean_share is not None and not 0.0 < self.clean_share < 1.0:
             raise InputError(f"clean_share is {self.clean_share}: expected inside (0, 1)")
+        for name, allowed in (("amp", get_args(Amp)), ("compile", get_args(Compile))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is '{getattr(self, name)}': expected {allowed}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

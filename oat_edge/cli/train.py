@@ -73,6 +73,19 @@ def train(
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")
     ] = None,
+    amp: Annotated[
+        str | None,
+        typer.Option(
+            help="Precision of attack and training passes: auto, off or bf16.",
+            show_default="auto: bf16 where the device has it",
+        ),
+    ] = None,
+    compile: Annotated[
+        str | None,
+        typer.Option(
+            help="torch.compile for the attack: auto, off or on.", show_default="auto: on CUDA"
+        ),
+    ] = None,
     data_dir: DataDir = None,
     download: Download = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -105,6 +118,8 @@ def train(
         "attack_alpha": fraction("attack_alpha", attack_alpha),
         "train_samples": train_samples,
         "seed": seed,
+        "amp": amp,
+        "compile": compile,
     }
     given = {name: value for name, value in given.items() if value is not None}
     console = make_console(stderr=False)
@@ -131,6 +146,7 @@ def open_trainer(
     from oat_edge.data import load
     from oat_edge.nn.zoo import architecture
     from oat_edge.train.loop import Trainer
+    from oat_edge.train.precision import resolve_amp, resolve_compile
     from oat_edge.train.recipes import recipe
     from oat_edge.train.state import TRAIN_STATE, load_state
 
@@ -138,6 +154,10 @@ def open_trainer(
         raise InputError(f"device is '{device}': expected cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda', but torch sees no CUDA device: use --device cpu")
+    resolvers = {"amp": resolve_amp, "compile": resolve_compile}
+    for name, resolve in resolvers.items():
+        if name in given or not resume:  # a run that goes on keeps what it began with
+            given = given | {name: resolve(given.get(name, "auto"), device)}
     if resume:
         out = out or LATEST
         _, config, _ = load_state(out / TRAIN_STATE)
@@ -176,7 +196,7 @@ def run_training(trainer: Trainer, console: Console) -> None:
         f"training {config.arch} on {trainer.dataset.name}: {len(trainer.dataset.train)} images, "
         f"{config.epochs} epochs, batch {trainer.batch_size}, widths {_join(config.widths)}, "
         f"λ {_join(config.lambdas)}, "
-        f"ε {config.eps * 255:g}/255, {trainer.device}",
+        f"ε {config.eps * 255:g}/255, {trainer.device}{_options(config)}",
         markup=False,
     )
     with _stop_signal() as stopped, _progress(console, total, done, trainer) as progress:
@@ -184,6 +204,12 @@ def run_training(trainer: Trainer, console: Console) -> None:
     best = (trainer.state.best_epoch or 0) + 1
     title = f"Validation, epoch {best} of {config.epochs}: standard / robust accuracy, %"
     console.print(accuracy_table(grid, title))
+
+
+def _options(config: TrainConfig) -> str:
+    return (", bf16" if config.amp == "bf16" else "") + (
+        ", compiled" if config.compile == "on" else ""
+    )
 
 
 def accuracy_table(grid: list[PointAccuracy], title: str) -> Any:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from oat_edge.errors import InputError
 from oat_edge.nn.condition import HatWeights
+from oat_edge.nn.spread import spread
 
 if TYPE_CHECKING:
     from oat_edge.nn.condition import Condition
@@ -43,6 +45,8 @@ class OATSNetwork(nn.Module):
         # In the state dict: a network whose encodings are lost is useless (facts, sec. 1.4).
         self.register_buffer("encodings", encodings)
         self.hat = HatWeights(knots)
+        self.train_dtype: torch.dtype | None = None
+        """Of activations and weights inside `train_pass`, such as bfloat16; None: their own."""
 
     def norms(self) -> list[tuple[str, ConditionalBatchNorm2d]]:
         """Every conditional batch norm with its name in the backbone."""
@@ -75,10 +79,18 @@ class OATSNetwork(nn.Module):
         adversarial: bool,
         film: list[tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """Logits of a training pass in which every sample takes the same batch-norm branch."""
+        """Logits of a training pass in which every sample takes the same batch-norm branch.
+
+        At `train_dtype`; batch statistics, FiLM's tables, parameters, their gradients and the
+        logits returned keep their own dtype.
+        """
         assert self.training, "train_pass updates batch statistics: call train() first"
         self.condition.adversarial = adversarial
-        return self._run(image, hat, width, film=film)
+        if self.train_dtype is None:
+            return self._run(image, hat, width, film=film)
+        with torch.autocast(image.device.type, self.train_dtype):
+            logits = self._run(image, hat, width, film=film)
+        return logits.to(image.dtype)
 
     def _run(
         self, image: Tensor, hat: Tensor, width: float, *, film: list[tuple[Tensor, Tensor]]
@@ -106,4 +118,4 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W) in [0, 1]."""
-        return (x - self.mean) / self.std
+        return (x - spread(self.mean, x)) / spread(self.std, x)

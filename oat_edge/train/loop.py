@@ -22,9 +22,10 @@ from oat_edge.data import Dataset
 from oat_edge.data.augment import augment
 from oat_edge.errors import InputError, OatEdgeError
 from oat_edge.files import exclusive_lock, point_latest, remove_temporaries, write_bytes, write_json
-from oat_edge.nn.fold import refold
+from oat_edge.nn.fold import fold
 from oat_edge.nn.zoo import build_network
 from oat_edge.train.checkpoint import CHECKPOINT, save_checkpoint
+from oat_edge.train.precision import DTYPES
 from oat_edge.train.sampling import generator_for, sample_knots
 from oat_edge.train.state import TRAIN_STATE, TrainState, load_state, save_state
 from oat_edge.train.step import OATSStep
@@ -131,6 +132,8 @@ class Trainer:
             eps=config.eps,
             attack_steps=config.attack_steps,
             attack_alpha=config.attack_alpha,
+            compute_dtype=DTYPES[config.amp],
+            compiled=config.compile == "on",
         )
 
     def train(
@@ -223,11 +226,10 @@ class Trainer:
         return loss
 
     def _validate(self, epoch: int, progress: Progress | None) -> dict[str, Any]:
-        for width, folded in self.step.folded.items():
-            refold(folded, self.network, width)
         val = self.dataset.val
         grid = validate(
-            self.step.folded,
+            # In the precision that is exported, whatever the step's is.
+            {width: fold(self.network, width) for width in self.network.widths},
             torch.from_numpy(val.images).to(self.device),
             torch.from_numpy(val.labels).to(self.device),
             eps=self.config.eps,

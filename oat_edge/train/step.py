@@ -32,8 +32,12 @@ class OATSStep:
         eps: float,
         attack_steps: int,
         attack_alpha: float | None = None,
+        compute_dtype: torch.dtype | None = None,
+        compiled: bool = False,
     ) -> None:
+        """compute_dtype: of attack and training passes, None the network's (`train.precision`)."""
         self.network = network
+        network.train_dtype = compute_dtype
         self.optimizer = optimizer
         self.eps = eps
         self.attack_steps = attack_steps
@@ -41,7 +45,12 @@ class OATSStep:
             training_step_size(eps, attack_steps) if attack_alpha is None else attack_alpha
         )
         self.knots = torch.tensor(network.knots, device=network.encodings.device)
-        self.folded = {width: fold(network, width) for width in network.widths}
+        self.folded = {
+            width: fold(network, width, compute_dtype=compute_dtype) for width in network.widths
+        }
+        if compiled:
+            for folded in self.folded.values():
+                folded.compile_run()
 
     def __call__(
         self, images: Tensor, labels: Tensor, knot_index: Tensor, generator: torch.Generator
