@@ -22,6 +22,8 @@ LambdaSampling = Literal["knots", "continuous"]
 Loss = Literal["oat", "trades"]
 Attack = Literal["pgd", "n-fgsm"]
 ShareAttack = Literal["off", "widest", "random"]
+Amp = Literal["off", "bf16"]
+Compile = Literal["off", "on"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,6 +192,12 @@ class TrainConfig:
     """Parts of a batch that pass one after the other, each with batch statistics of its own
     (so that a part of M images does what ghost batch norm does, Hoffer et al. 2017)."""
 
+    # Speed (`oat_edge.train.precision`)
+    amp: Amp = "off"
+    """bf16: attack and training passes in bfloat16; parameters, statistics, loss in float32."""
+    compile: Compile = "off"
+    """on: the attacked network goes through torch.compile, on CUDA with CUDA graphs."""
+
     def __post_init__(self) -> None:
         check_widths(self.widths)
         check_knots(self.lambdas)
@@ -227,6 +235,8 @@ class TrainConfig:
                 f"accumulate is {self.accumulate}: expected a divisor of batch_size "
                 f"{self.batch_size}"
             )
+        check_choice("amp", self.amp, Amp)
+        check_choice("compile", self.compile, Compile)
         self._check_quality()
 
     @property

@@ -145,6 +145,19 @@ def train(
         int | None,
         typer.Option(help="Pass a batch in so many parts, to save memory.", show_default="1"),
     ] = None,
+    amp: Annotated[
+        str | None,
+        typer.Option(
+            help="Precision of attack and training passes: auto, off or bf16.",
+            show_default="auto: bf16 where the device has it",
+        ),
+    ] = None,
+    compile: Annotated[
+        str | None,
+        typer.Option(
+            help="torch.compile for the attack: auto, off or on.", show_default="auto: on CUDA"
+        ),
+    ] = None,
     data_dir: DataDir = None,
     download: Download = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -193,6 +206,8 @@ def train(
         "swa_start": swa_start,
         "patience": patience,
         "accumulate": accumulate,
+        "amp": amp,
+        "compile": compile,
     }
     given = {name: value for name, value in given.items() if value is not None}
     console = make_console(stderr=False)
@@ -232,11 +247,16 @@ def open_trainer(
     from oat_edge.nn.zoo import architecture
     from oat_edge.train.distributed import ALONE, check_device
     from oat_edge.train.loop import Trainer
+    from oat_edge.train.precision import resolve_amp, resolve_compile
     from oat_edge.train.recipes import recipe
     from oat_edge.train.state import TRAIN_STATE, load_state
 
     check_device(device)
     ranks = ALONE if ranks is None else ranks
+    resolvers = {"amp": resolve_amp, "compile": resolve_compile}
+    for name, resolve in resolvers.items():
+        if name in given or not resume:  # a run that goes on keeps what it began with
+            given = given | {name: resolve(given.get(name, "auto"), device)}
     if resume:
         out = out or LATEST
         _, config, _ = load_state(out / TRAIN_STATE, ranks)
@@ -284,7 +304,7 @@ def run_training(trainer: Trainer, console: Console) -> None:
         f"training {config.arch} on {trainer.dataset.name}: {len(trainer.dataset.train)} images, "
         f"{config.epochs} epochs, batch {trainer.batch_size}, widths {_join(config.widths)}, "
         f"λ {_join(config.lambdas)}, "
-        f"ε {config.eps * 255:g}/255, {trainer.device}{_processes(trainer)}",
+        f"ε {config.eps * 255:g}/255, {trainer.device}{_how(trainer)}",
         markup=False,
     )
     with _stop_signal() as stopped, _progress(console, total, done, trainer) as progress:
@@ -302,9 +322,14 @@ def run_training(trainer: Trainer, console: Console) -> None:
     console.print(accuracy_table(grid, title))
 
 
-def _processes(trainer: Trainer) -> str:
-    size = trainer.ranks.size
-    return "" if size == 1 else f", {size} processes"
+def _how(trainer: Trainer) -> str:
+    config, size = trainer.config, trainer.ranks.size
+    parts = [
+        "bf16" if config.amp == "bf16" else "",
+        "compiled" if config.compile == "on" else "",
+        f"{size} processes" if size > 1 else "",
+    ]
+    return "".join(f", {part}" for part in parts if part)
 
 
 def accuracy_table(grid: list[PointAccuracy], title: str) -> Any:

@@ -20,6 +20,7 @@ from oat_edge.nn.condition import Condition
 from oat_edge.nn.film import FiLM, KnotTable
 from oat_edge.nn.global_norm import batch_norm
 from oat_edge.nn.slimmable import scaled_channels
+from oat_edge.nn.spread import spread
 
 
 class ConditionalBatchNorm2d(nn.Module):
@@ -94,9 +95,14 @@ class ConditionalBatchNorm2d(nn.Module):
         if self.film is None:
             return y
         gamma, beta = self._film(y.shape[1])
-        return torch.addcmul(
-            _per_channel(condition.hat @ beta), y, _per_channel(condition.hat @ gamma)
-        )
+        if y.dtype == gamma.dtype:
+            return torch.addcmul(
+                _per_channel(condition.hat @ beta), y, _per_channel(condition.hat @ gamma)
+            )
+        with torch.autocast(y.device.type, enabled=False):  # the tables' sums stay in float32
+            gamma, beta = (condition.hat @ gamma).to(y.dtype), (condition.hat @ beta).to(y.dtype)
+        # In float32 this gains nothing, and would round the gradients' sums differently.
+        return torch.addcmul(spread(_per_channel(beta), y), y, spread(_per_channel(gamma), y))
 
     def _film(self, channels: int) -> tuple[Tensor, Tensor]:
         gamma, beta = self.condition.film[self.film_index]

@@ -10,7 +10,8 @@ norm and no slicing are left. The exporter, the training attack and every evalua
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +21,40 @@ from oat_edge.nn.conditional_norm import ConditionalBatchNorm2d
 from oat_edge.nn.heads import WidthHeads
 from oat_edge.nn.network import OATSNetwork
 from oat_edge.nn.slimmable import SlimmableConv2d, SlimmableLinear
+from oat_edge.nn.spread import spread, spread_pays
 
 
 class Affines:
     """The scales and shifts of one forward pass, shared by the layers; not in the module tree."""
 
-    __slots__ = ("scales", "shifts")
+    __slots__ = ("scales", "shifts", "spread")
 
     def __init__(self) -> None:
         self.scales: tuple[Tensor, ...] = ()
         self.shifts: tuple[Tensor, ...] = ()
+        self.spread: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @contextmanager
+    def use(
+        self,
+        scales: tuple[Tensor, ...],
+        shifts: tuple[Tensor, ...],
+        spread: dict[int, tuple[Tensor, Tensor]],
+    ) -> Iterator[None]:
+        """Lend them to the layers. spread: by layer, kept by the caller for passes at one λ."""
+        self.scales, self.shifts, self.spread = scales, shifts, spread
+        try:
+            yield
+        finally:
+            self.scales, self.shifts, self.spread = (), (), {}
+
+    def of(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift of layer `index`, laid out for its input x (N, C, H, W)."""
+        if not spread_pays(x):
+            return self.scales[index], self.shifts[index]
+        if index not in self.spread or self.spread[index][0].shape[3] != x.shape[3]:
+            self.spread[index] = spread(self.scales[index], x), spread(self.shifts[index], x)
+        return self.spread[index]
 
 
 class ChannelAffine(nn.Module):
@@ -44,7 +69,7 @@ class ChannelAffine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W)."""
-        scale, shift = self.affines.scales[self.index], self.affines.shifts[self.index]
+        scale, shift = self.affines.of(self.index, x)
         if torch.compiler.is_exporting():
             return x * scale + shift  # addcmul exports with a multiplication by one
         return torch.addcmul(shift, x, scale)
@@ -58,10 +83,16 @@ class FoldedNetwork(nn.Module):
     affines: Affines
 
     def __init__(
-        self, backbone: nn.Module, affines: Affines, hat: HatWeights, channels: list[int]
+        self,
+        backbone: nn.Module,
+        affines: Affines,
+        hat: HatWeights,
+        channels: list[int],
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.__dict__["affines"] = affines
+        self.compute_dtype = compute_dtype
         self.backbone = backbone
         self.knots = hat.knots
         self.channels = channels
@@ -77,16 +108,33 @@ class FoldedNetwork(nn.Module):
     def at(self, lam: Tensor) -> Callable[[Tensor], Tensor]:
         """Fix λ (N,): a function from images to logits, for many passes at the same λ."""
         scales, shifts = self.affines_at(lam)
+        if self.compute_dtype is not None:
+            scales = tuple(scale.to(self.compute_dtype) for scale in scales)
+            shifts = tuple(shift.to(self.compute_dtype) for shift in shifts)
+        laid_out: dict[int, tuple[Tensor, Tensor]] = {}
 
         def logits(image: Tensor) -> Tensor:
-            self.affines.scales, self.affines.shifts = scales, shifts
-            try:
-                out: Tensor = self.backbone(image)
-                return out
-            finally:
-                self.affines.scales = self.affines.shifts = ()
+            with self.affines.use(scales, shifts, laid_out):
+                return self.run(image)
 
         return logits
+
+    def run(self, image: Tensor) -> Tensor:
+        """The backbone with the affines that are in use; logits in the image's own dtype."""
+        if self.compute_dtype is None:
+            out: Tensor = self.backbone(image)
+            return out
+        # Weights and affines are cast already: all this casts is the normalised image.
+        with torch.autocast(image.device.type, self.compute_dtype):
+            return self.backbone(image).to(image.dtype)  # type: ignore[no-any-return]
+
+    def compile_run(self) -> None:
+        """Hand `run` to torch.compile; on CUDA its kernels, backward too, become CUDA graphs.
+
+        The first passes then take minutes, and every new batch size some more.
+        """
+        mode = "reduce-overhead" if self.table.is_cuda else None
+        self.__dict__["run"] = torch.compile(self.run, mode=mode)
 
     def affines_at(self, lam: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Scales and shifts of every layer at λ (N,), each (N, C, 1, 1)."""
@@ -115,14 +163,21 @@ class PinnedNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Logits.  image: (N, C, H, W) in [0, 1]."""
         layers = range(self.num_layers)
-        self.affines.scales = tuple(self.get_buffer(f"scale_{i}") for i in layers)
-        self.affines.shifts = tuple(self.get_buffer(f"shift_{i}") for i in layers)
-        logits: Tensor = self.backbone(image)
+        scales = tuple(self.get_buffer(f"scale_{i}") for i in layers)
+        shifts = tuple(self.get_buffer(f"shift_{i}") for i in layers)
+        with self.affines.use(scales, shifts, {}):
+            logits: Tensor = self.backbone(image)
         return logits
 
 
-def fold(network: OATSNetwork, width: float) -> FoldedNetwork:
-    """The plain network of one width, with its own copy of the weights."""
+def fold(
+    network: OATSNetwork, width: float, *, compute_dtype: torch.dtype | None = None
+) -> FoldedNetwork:
+    """The plain network of one width, with its own copy of the weights.
+
+    compute_dtype: such as bfloat16, for the weights, the affines and all activations; images,
+    λ, tables and logits keep the network's own dtype. None: so does everything.
+    """
     index = network.width_index(width)
     backbone = copy.deepcopy(network.backbone)
     affines = Affines()
@@ -136,9 +191,13 @@ def fold(network: OATSNetwork, width: float) -> FoldedNetwork:
             backbone.set_submodule(name, ChannelAffine(affines, len(channels)))
             norm = module.branch(adversarial=network.knots[-1] > 0, width_index=index)
             channels.append(norm.num_features)
-    folded = FoldedNetwork(backbone, affines, copy.deepcopy(network.hat), channels)
+    folded = FoldedNetwork(backbone, affines, copy.deepcopy(network.hat), channels, compute_dtype)
     # Same device, dtype and memory layout as the network it comes from.
     folded.to(network.encodings.device, network.encodings.dtype)
+    if compute_dtype is not None:
+        for module in backbone.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.to(compute_dtype)  # cast here and in refold, not in every pass
     if _is_channels_last(network):
         folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     refold(folded, network, width)

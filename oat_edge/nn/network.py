@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from oat_edge.errors import InputError
 from oat_edge.nn.condition import HatWeights
+from oat_edge.nn.spread import spread
 
 if TYPE_CHECKING:
     from oat_edge.config import Conditioning
@@ -60,6 +61,8 @@ class OATSNetwork(nn.Module):
         # One set of statistics: nothing to switch at λ = 0, so λ is continuous there too.
         self.single_branch = conditioning == "single-bn"
         self.hat = HatWeights(knots, through_zero=self.single_branch)
+        self.train_dtype: torch.dtype | None = None
+        """Of activations and weights inside `train_pass`, such as bfloat16; None: their own."""
 
     @property
     def branches(self) -> tuple[bool, ...]:
@@ -97,10 +100,18 @@ class OATSNetwork(nn.Module):
         adversarial: bool,
         film: list[tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """Logits of a training pass in which every sample takes the same batch-norm branch."""
+        """Logits of a training pass in which every sample takes the same batch-norm branch.
+
+        At `train_dtype`; batch statistics, FiLM's tables, parameters, their gradients and the
+        logits returned keep their own dtype.
+        """
         assert self.training, "train_pass updates batch statistics: call train() first"
         self.condition.adversarial = adversarial
-        return self._run(image, hat, width, film=film)
+        if self.train_dtype is None:
+            return self._run(image, hat, width, film=film)
+        with torch.autocast(image.device.type, self.train_dtype):
+            logits = self._run(image, hat, width, film=film)
+        return logits.to(image.dtype)
 
     def train_passes(
         self,
@@ -150,4 +161,4 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, C, H, W) in [0, 1]."""
-        return (x - self.mean) / self.std
+        return (x - spread(self.mean, x)) / spread(self.std, x)

@@ -28,8 +28,9 @@ class Average:
 
     def __init__(self, network: OATSNetwork, *, decay: float | None) -> None:
         """decay: of an EMA, per update; None weighs all updates alike (SWA)."""
-        self.network = copy.deepcopy(network).eval()
-        self.network.condition.gather = None  # every process keeps the whole of it
+        self.network: OATSNetwork = copy.deepcopy(network).eval()
+        # Every process keeps the whole of it, in float32.
+        self.network.condition.gather = self.network.train_dtype = None
         self.decay = decay
         self.count = 0
 

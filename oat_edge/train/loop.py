@@ -22,7 +22,7 @@ from oat_edge.config import NetworkSpec, TrainConfig
 from oat_edge.data import Dataset
 from oat_edge.errors import InputError, OatEdgeError
 from oat_edge.files import exclusive_lock, point_latest, remove_temporaries, write_bytes, write_json
-from oat_edge.nn.fold import refold
+from oat_edge.nn.fold import fold
 from oat_edge.nn.network import OATSNetwork
 from oat_edge.nn.zoo import build_network
 from oat_edge.train.averaging import Average
@@ -30,6 +30,7 @@ from oat_edge.train.batches import Batches
 from oat_edge.train.checkpoint import CHECKPOINT, save_checkpoint
 from oat_edge.train.distributed import ALONE, Ranks
 from oat_edge.train.overfitting import RobustOverfitting, robust_overfitting
+from oat_edge.train.precision import DTYPES
 from oat_edge.train.state import TRAIN_STATE, TrainState, load_state, save_state
 from oat_edge.train.step import OATSStep, StepOptions
 from oat_edge.train.validate import PointAccuracy, grid_score, validate
@@ -133,6 +134,8 @@ class Trainer:
             attack_alpha=config.attack_alpha,
             options=StepOptions.of(config),
             ranks=self.ranks,
+            compute_dtype=DTYPES[config.amp],
+            compiled=config.compile == "on",
         )
         self.average: Average | None = None
         if config.ema or config.swa_start is not None:
@@ -263,11 +266,10 @@ class Trainer:
 
     def _validate(self, epoch: int, progress: Progress | None) -> dict[str, Any]:
         network = self._chosen_network()
-        for width, folded in self.step.folded.items():
-            refold(folded, network, width)
         val = self.dataset.val
         grid = validate(
-            self.step.folded,
+            # In the precision that is exported, whatever the step's is.
+            {width: fold(network, width) for width in network.widths},
             torch.from_numpy(val.images).to(self.device),
             torch.from_numpy(val.labels).to(self.device),
             eps=self.config.eps,

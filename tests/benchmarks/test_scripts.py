@@ -55,12 +55,23 @@ def test_inference(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_train_step(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["train_step", "--arch", "resnet8", "--batch", "12", "--rounds", "2"]
+    arguments = [
+        "train_step",
+        "--arch",
+        "resnet8",
+        "--batch",
+        "12",
+        "--rounds",
+        "2",
+        "--threads",
+        "1",
+    ]
     monkeypatch.setattr(sys, "argv", arguments)
     train_step.main()
     saved = json.loads((results / "train_step-resnet8.json").read_text())
     medians = saved["median_ms"]
-    assert saved["gain"]["ratio"] == medians["straightforward"] / medians["folded"]
+    for name in ("folded", "folded, NCHW", "bf16"):
+        assert saved["gains"][name]["ratio"] == medians["straightforward"] / medians[name]
     assert "device" in saved["environment"]
 
 

@@ -1,0 +1,48 @@
+"""In what precision a run computes and whether it is compiled: `auto`, made definite once.
+
+What `auto` comes to is a rule over the device, not a timed trial, and is recorded in the run: the
+same command gives the same run, and a resumed run goes on as it began wherever it is resumed.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+
+from oat_edge.config import Amp, Compile
+from oat_edge.errors import InputError
+
+DTYPES: dict[Amp, torch.dtype | None] = {"off": None, "bf16": torch.bfloat16}
+
+
+def resolve_amp(setting: str, device: str) -> Amp:
+    """ "off" or "bf16" for auto|off|bf16; `InputError` for anything else.
+
+    auto: bf16 where the device multiplies bfloat16 in hardware and sums in float32: GPUs since
+    Ampere, CPUs with AVX512-BF16 or AMX. Elsewhere bf16 works and is slower than float32.
+    """
+    if setting == "auto":
+        return "bf16" if _has_bf16(device) else "off"
+    for amp in get_args(Amp):
+        if setting == amp:
+            return amp  # type: ignore[no-any-return]
+    raise InputError(f"amp is '{setting}': expected auto, {' or '.join(get_args(Amp))}")
+
+
+def resolve_compile(setting: str, device: str) -> Compile:
+    """ "off" or "on" for auto|off|on; auto: on for CUDA, where graphs take the launches away."""
+    if setting == "auto":
+        return "on" if device == "cuda" else "off"
+    for value in get_args(Compile):
+        if setting == value:
+            return value  # type: ignore[no-any-return]
+    raise InputError(f"compile is '{setting}': expected auto, {' or '.join(get_args(Compile))}")
+
+
+def _has_bf16(device: str) -> bool:
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Not public: torch.cpu.get_capabilities() came later than the oldest torch we take.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
