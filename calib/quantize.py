@@ -128,7 +128,7 @@ class _Work:
         with self._open(self.model, "fp32") as fp32:
 
             def tried(kept: tuple[str, ...]) -> tuple[Any, Changes]:
-                text = f"accuracy with {len(kept)} of {len(self.layers)} layers in float32"
+                text = f"accuracy with {self._share(kept)} layers in float32"
                 self.say(text)
                 model = self._int8(ranges, kept)
                 network = _Attackable(model, self.io.pinned_lambda)
@@ -147,6 +147,15 @@ class _Work:
                 kept, model, changes = self._keep(tuple(ranked), tried)
         return self._result(calibration, model, kept, changes, ranked)
 
+    @property
+    def _num_layers(self) -> int:
+        """All, also those at the ends that are never quantised."""
+        return len(self.layers) + len(self.ends)
+
+    def _share(self, kept: tuple[str, ...]) -> str:
+        """ "3 of 10": of all layers, as the manifest counts them."""
+        return f"{len(kept) + len(self.ends)} of {self._num_layers}"
+
     def _result(
         self,
         calibration: CalibrationSet,
@@ -160,7 +169,7 @@ class _Work:
             calibration=calibration,
             config=self.config,
             kept=(*self.ends, *kept),
-            num_layers=len(self.layers) + len(self.ends),
+            num_layers=self._num_layers,
             changes=changes,
             sensitivity=sensitivity,
         )
@@ -224,7 +233,7 @@ class _Work:
             if not failed:
                 break
             if enough >= most:
-                raise self._too_much(failed, changes, enough)
+                raise self._too_much(failed, changes, ranked[:enough])
             too_few, enough = enough, 2 * enough
         while enough - too_few > 1:
             middle = (too_few + enough) // 2
@@ -235,12 +244,14 @@ class _Work:
                 enough, (model, changes) = middle, found
         return ranked[:enough], model, changes
 
-    def _too_much(self, failed: tuple[float, str, float], changes: Changes, kept: int) -> GateError:
+    def _too_much(
+        self, failed: tuple[float, str, float], changes: Changes, kept: tuple[str, ...]
+    ) -> GateError:
         points, name, lam = failed
         verb = "costs" if points > 0 else "seems to add"
         return GateError(
             f"int8 {verb} {abs(points):.2f} points of {name} at λ={lam:g} (on {changes.num_images} "
-            f"images) even with the {kept} worst of {len(self.layers)} layers in float32, allowed "
+            f"images) even with {self._share(kept)} layers in float32 (the worst), allowed "
             f"are {self.config.max_drop:g}: nothing was added to the bundle; try --calib-method, "
             "more --calib-samples, a larger --max-drop, or fp16"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import warnings
 from importlib.metadata import version
 from itertools import pairwise
@@ -172,12 +173,19 @@ def _trace(folded: FoldedNetwork, spec: NetworkSpec, pinned_lambda: float | None
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps whatever broke inside
-        reason = str(error).strip().splitlines()[0]
-        raise BuildError(f"ONNX export of {spec.arch} failed: {reason}") from error
+        raise BuildError(f"ONNX export of {spec.arch} failed: {_reason(error)}") from error
     finally:
         logger.setLevel(level)
     assert program is not None
     return program.model_proto
+
+
+def _reason(error: BaseException) -> str:
+    """What broke, in one line: the exporter wraps it in advice on its own stages, in colour."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return f"{type(error).__name__}: {text.partition(chr(10))[0]}"
 
 
 def _has_conv_before_norm(folded: FoldedNetwork) -> bool:

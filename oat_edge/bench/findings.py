@@ -162,11 +162,12 @@ def _throttled(at: Measurement, row: Row) -> Iterator[Finding]:
 def _unstable(at: Measurement, row: Row, report: Report) -> Iterator[Finding]:
     latency, lock = row.latency_ms, _can_lock(report)
     if latency is not None and not latency.stable:
-        known = latency.cv is not None
+        known, percent = latency.cv is not None, 100 * (latency.cv or 0.0)
         yield Finding(
             kind="unstable",
             at=at,
-            evidence=f"CV {100 * (latency.cv or 0.0):.3g} %, steady is at most "
+            # No exponents: with one it would be another finding than without.
+            evidence=f"CV {percent:{'.3g' if percent < 999.5 else ',.0f'}} %, steady is at most "
             f"{100 * UNSTABLE_CV:g} %"
             if known
             else "a single request shows no spread",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from oat_edge.calib.goal import Goal, Percentile, Preference
 from oat_edge.calib.reports import REPORT, measured_points, of_device, read_reports
@@ -31,11 +31,20 @@ class _ChoosesByDefault(TyperGroup):
         return rest
 
 
+class _Unnamed(TyperCommand):
+    """What the group runs by default goes by the group's name: no user types its own."""
+
+    def make_context(
+        self, info_name: Any, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        return super().make_context(parent.info_name, args, parent=parent.parent, **extra)
+
+
 calibrate = typer.Typer(cls=_ChoosesByDefault, help="Choose an operating point from bench reports.")
 calibrate.command("bn")(bn)
 
 
-@calibrate.command(CHOOSE, hidden=True)
+@calibrate.command(CHOOSE, cls=_Unnamed, hidden=True)
 def choose(
     reports: Annotated[
         list[Path] | None,

@@ -20,7 +20,7 @@ from oat_edge.calib.pool import Pool
 from oat_edge.calib.reports import Measured
 from oat_edge.cli.calibrate_summary import print_choice
 from oat_edge.cli.console import steps
-from oat_edge.errors import DependencyError, InputError
+from oat_edge.errors import DependencyError, GoalError, InputError
 from oat_edge.files import write_json
 
 SCHEMA = "oat-edge/calibrate/1"
@@ -149,7 +149,9 @@ def conclude(pool: Pool, goal: Goal, target: Path, json: str | None, console: Co
         write_json(Path(json), value)
     print_choice(pool, goal, chosen, front, warnings, console)
     if error is not None:
-        raise error
+        # Not removed: with a goal that was mistyped, a good choice would go with it.
+        earlier = f"; {target} is of an earlier choice" if target.exists() else ""
+        raise GoalError(f"{error}{earlier}")
     assert point is not None
     point.save(target)
     console.print(f"operating point: {target}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -20,15 +21,32 @@ from rich.table import Table
 
 # Where there is no terminal, nothing is cut off.
 PLAIN_WIDTH = 10_000
+PADDING = re.compile(r" +$", re.MULTILINE)
+
+
+class _Unpadded:
+    """Standard output or error without the blanks that tables end their lines with."""
+
+    def __init__(self, name: Literal["stdout", "stderr"]) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(getattr(sys, self._name), attribute)
+
+    def write(self, text: str) -> int:
+        written: int = getattr(sys, self._name).write(PADDING.sub("", text))
+        return written
 
 
 def make_console(*, stderr: bool) -> Console:
     """A console that prints text as it is: what looks like markup or an emoji may be a path."""
-    stream = sys.stderr if stderr else sys.stdout
+    name: Literal["stdout", "stderr"] = "stderr" if stderr else "stdout"
+    terminal = getattr(sys, name).isatty()
     return Console(
         stderr=stderr,
-        width=None if stream.isatty() else PLAIN_WIDTH,
-        soft_wrap=not stream.isatty(),
+        file=None if terminal else cast(Any, _Unpadded(name)),
+        width=None if terminal else PLAIN_WIDTH,
+        soft_wrap=not terminal,
         highlight=False,
         markup=False,
         emoji=False,
@@ -69,6 +87,11 @@ def bar(console: Console, *columns: str, count: bool = False) -> Progress:
         console=console,
         transient=True,
     )
+
+
+def time_left(seconds: float) -> str:
+    """ "12 min left"; of less than a minute the seconds."""
+    return f"{seconds:.0f} s left" if seconds < 60 else f"{seconds / 60:.0f} min left"
 
 
 def say_left_out(console: Console, widths: tuple[float, ...], device: str) -> None:

@@ -12,10 +12,14 @@ import typer
 from rich.console import Console
 
 from oat_edge.bundle import MANIFEST, Artifact, Bundle
+from oat_edge.calib.decision import amount
+from oat_edge.calib.goal import LATENCY, ROBUST, STANDARD
+from oat_edge.calib.operating_point_file import REMEDY, SCHEMA, OperatingPointFile
 from oat_edge.cli.console import make_console, plain_table
 from oat_edge.cli.int8_line import int8_line
 from oat_edge.config import NetworkSpec
 from oat_edge.errors import InputError
+from oat_edge.files import read_json
 from oat_edge.runtime.recipe import Recipe
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -25,13 +29,19 @@ TORCH_DTYPES = {"F32": "torch.float32", "I64": "torch.int64"}
 
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="A bundle, a run directory or a checkpoint file.")
+        Path,
+        typer.Argument(help="A bundle, a run directory, a checkpoint or an operating point."),
     ] = Path("bundles/latest"),
 ) -> None:
-    """Show what a bundle or a checkpoint holds, and check every hash. Needs no torch, no ONNX."""
+    """Show what a bundle, a checkpoint or an operating point holds, and check every hash.
+
+    Needs no torch, no ONNX.
+    """
     console = make_console(stderr=False)
     if (path / MANIFEST).exists() or path == Path("bundles/latest"):
         _show_bundle(Bundle.open(path), console)
+    elif path.suffix == ".json" and path.is_file():
+        _show_operating_point(path, console)
     else:
         _show_checkpoint(path / CHECKPOINT if path.is_dir() else path, console)
 
@@ -116,6 +126,39 @@ def _calibrated_line(record: dict[str, Any]) -> str:
         f"training images for run {source['run']} ({source['checkpoint_sha256'][:12]}); "
         f"{offset} the line between widths {below:g} and {above:g}"
     )
+
+
+def _show_operating_point(file: Path, console: Console) -> None:
+    value = read_json(file, what="operating point", remedy=REMEDY)
+    if (schema := value.get("schema")) != SCHEMA:
+        raise InputError(
+            f"{file} has schema {schema!r}: expected a bundle, a run directory, a checkpoint or "
+            f"an operating point ('{SCHEMA}')"
+        )
+    point = OperatingPointFile.from_json(value, str(file))
+    pinned = " (folded in)" if point.pinned else ""
+    console.print(f"operating point {file}")
+    console.print(f"width {point.width:g}, λ {point.lam:.4g}{pinned}, {point.precision}")
+    console.print(f"{point.artifact} of run {point.run}")
+    console.print(f"checkpoint sha256 {point.checkpoint_sha256}")
+    goal = {name: value for name, value in point.constraints.items() if value not in (None, False)}
+    console.print(f"goal: {', '.join(f'{name} {value}' for name, value in goal.items())}")
+    images = f"{point.batch} image{'s' if point.batch > 1 else ''} per request"
+    figures = point.figures
+    known = [
+        f"{name} {amount(figure, value)}"
+        for name, figure, value in (
+            ("latency", LATENCY, figures.latency_ms),
+            ("RA", ROBUST, figures.robust_accuracy_counted),
+            ("SA", STANDARD, figures.standard_accuracy),
+            ("energy", "energy_mj", figures.energy_mj),
+            ("memory", "memory_mb", figures.memory_mb),
+        )
+        if value is not None
+    ]
+    console.print(f"on {point.device}, {images}: {', '.join(known) or 'nothing is known'}")
+    for text in point.warnings:
+        console.print(f"warning: {text}", style="yellow")
 
 
 def _show_spec(spec: NetworkSpec, console: Console) -> None:

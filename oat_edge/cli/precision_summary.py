@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -92,13 +93,16 @@ def masking_lines(drops: Sequence[PrecisionDrop]) -> Iterator[str]:
     clear = [one for one, check in asked if check.flagged is False]
     if clear and len(clear) == sum(check.flagged is not None for _, check in asked):
         yield f"Quantisation masks no gradients: no sign of it at {len(clear)} operating points."
-    reasons: dict[str, list[str]] = {}
+    # What differs in the width only, of files or in words, is one reason.
+    reasons: dict[str, list[tuple[str, str]]] = {}
     for one, check in asked:
         if check.flagged is None:
-            reasons.setdefault(check.evidence, []).append(_point(one))
-    for reason, points in reasons.items():
-        more = f" and {len(points) - 1} more" if len(points) > 1 else ""
-        yield f"Not known whether quantisation masks gradients at {points[0]}{more}: {reason}"
+            alike = re.sub(r"\d+(\.\d+)?", "#", check.evidence)
+            reasons.setdefault(alike, []).append((_point(one), check.evidence))
+    for found in reasons.values():
+        (point, reason), *others = found
+        more = f" and {len(others)} more" if others else ""
+        yield f"Not known whether quantisation masks gradients at {point}{more}: {reason}"
 
 
 def _both(one: PrecisionDrop, which: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from oat_edge.cli.console import bar, make_console, plain_table, say_error
+from oat_edge.cli.console import bar, make_console, plain_table, say_error, time_left
 from oat_edge.cli.options import DataDir, Download, fraction
 from oat_edge.config import TrainConfig
 from oat_edge.errors import InputError
@@ -375,7 +375,7 @@ class _Lines:
         seconds = left * self.trainer.batch_size / images_per_s
         self.console.print(
             f"epoch {epoch + 1}/{epochs}  step {step + 1}/{steps}  loss {loss:.3f}  "
-            f"{images_per_s:.0f} img/s  {seconds / 60:.0f} min left",
+            f"{images_per_s:.0f} img/s  {time_left(seconds)}",
             markup=False,
         )
 

@@ -165,7 +165,7 @@ class Policy:
         request is attacked. None takes what the policy was opened with. batch: images.
         waiting: as `infer` takes it. Raises `InputError` on other values.
         """
-        if not (isinstance(batch, Integral) and batch >= 1):
+        if not _is(Integral, batch) or batch < 1:
             raise InputError(f"batch is {batch}: expected 1 or more")
         return self._choose(*self._request(deadline_ms, threat), batch, _checked_waiting(waiting))
 
@@ -268,20 +268,25 @@ def _warm_up(runner: Runner, batches: Mapping[int, float]) -> None:
             runner.infer(images, runner.io.lambdas[0])
 
 
+def _is(kind: type, value: object) -> bool:
+    # For callers that no type checker looks at.
+    return isinstance(value, kind)
+
+
 def _checked_deadline(deadline_ms: float) -> float:
     # Written so that NaN fails too.
-    if not (isinstance(deadline_ms, Real) and deadline_ms > 0.0):
+    if not _is(Real, deadline_ms) or not deadline_ms > 0.0:
         raise InputError(f"deadline_ms is {deadline_ms}: expected a number of ms above 0")
     return deadline_ms
 
 
 def _checked_threat(threat: float) -> float:
-    if not (isinstance(threat, Real) and 0.0 <= threat <= 1.0):
+    if not _is(Real, threat) or not 0.0 <= threat <= 1.0:
         raise InputError(f"threat is {threat}: expected a probability in [0, 1]")
     return threat
 
 
 def _checked_waiting(waiting: int) -> int:
-    if not (isinstance(waiting, Integral) and waiting >= 0):
+    if not _is(Integral, waiting) or waiting < 0:
         raise InputError(f"waiting is {waiting}: expected a number of requests, 0 or more")
     return waiting

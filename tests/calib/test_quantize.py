@@ -127,7 +127,11 @@ def test_layers_go_back_to_float32_until_the_accuracy_is_kept(quantized, monkeyp
     assert 1 <= len(back) <= len(ranked) // 2 and back == ranked[: len(back)]
     errors = list(found.sensitivity.values())
     assert errors == sorted(errors, reverse=True) and errors[0] > 10 * errors[-1]
-    assert any("1 of" in step for step in steps)
+    # Of all layers, before and after.
+    told = f"accuracy with {len(found.kept)} of {found.num_layers} layers in float32"
+    assert told in steps
+    ends = len(found.kept) - len(back)
+    assert f"accuracy with {ends} of {found.num_layers} layers in float32" in steps
 
 
 @pytest.fixture(scope="module")

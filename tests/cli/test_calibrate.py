@@ -113,6 +113,35 @@ def test_exit_7_with_the_nearest_miss(here, main):
     assert not Path("bundles/latest/operating_point.json").exists()
 
 
+def test_the_file_of_an_earlier_choice_is_not_taken_for_the_answer(here, main):
+    assert main("calibrate", "--no-search").code == 0
+    earlier = Path("bundles/latest/operating_point.json").read_bytes()
+    ended = main("calibrate", "--no-search", "--min-robust", 0.99)
+    (line,) = ended.err.splitlines()
+    assert ended.code == 7
+    assert line.endswith("; bundles/latest/operating_point.json is of an earlier choice")
+    assert Path("bundles/latest/operating_point.json").read_bytes() == earlier
+
+
+def test_inspect_shows_a_choice_and_refuses_other_json(here, main):
+    assert main("calibrate", "--no-search", "--min-robust", 0.2, "--out", "point.json").code == 0
+    file = OperatingPointFile.load("point.json")
+    ended = main("inspect", "point.json")
+    assert ended.code == 0 and ended.err == ""
+    for part in (
+        f"width {file.width:g}, λ {file.lam:g}, fp32", f"{file.artifact} of run {file.run}",
+        f"checkpoint sha256 {file.checkpoint_sha256}", "min_robust 0.2",
+        f"RA {100 * file.figures.robust_accuracy_counted:.1f} %",
+        f"on {file.device}, 1 image per request",
+    ):  # fmt: skip
+        assert part in ended.out, ended.out
+    ended = main("inspect", "bundles/latest/report.json")
+    assert ended.code == 2 and "has schema 'oat-edge/bench/1': expected a bundle" in ended.err
+    Path("point.json").write_text(Path("point.json").read_text().replace("0.2", "0.3"))
+    ended = main("inspect", "point.json")
+    assert ended.code == 2 and "is damaged" in ended.err
+
+
 @pytest.mark.parametrize("goal", [[], ["--min-robust", 0.999]])
 def test_json_on_standard_output_is_nothing_else(goal, here, main):
     ended = main("calibrate", *goal, "--json", "-")
@@ -206,7 +235,9 @@ def test_a_bundle_of_another_network_is_refused(here, main):
 def test_help_and_the_other_subcommand_are_there(main):
     page = main("calibrate", "--help")
     assert page.code == 0 and "--max-latency-ms" in page.out and "calibrate bn" in page.out
+    assert page.out.startswith("Usage: oat-edge calibrate [OPTIONS] ")
     page = main("calibrate", "bn", "--help")
+    assert page.out.startswith("Usage: oat-edge calibrate bn [OPTIONS]")
     assert page.code == 0 and "--width" in page.out and "--max-latency-ms" not in page.out
 
 

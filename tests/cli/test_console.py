@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from oat_edge.cli.console import make_console, plain_table
+from oat_edge.cli.console import make_console, plain_table, time_left
 
 
 @pytest.mark.parametrize(
@@ -21,8 +23,27 @@ def test_text_is_printed_as_it_is(text, capsys):
     table = plain_table(text, ["file"])
     table.add_row(text)
     console.print(table)
-    line, title, _, cell = (line.rstrip() for line in capsys.readouterr().out.splitlines())
+    line, title, _, cell = capsys.readouterr().out.splitlines()
     assert line == title == cell == text
+
+
+@pytest.mark.parametrize("stderr", [False, True])
+def test_no_line_of_a_table_ends_in_blanks(stderr, capsys):
+    table = plain_table("title", ["file", "a", "b"], left=3)
+    for row in (("x", "", ""), ("", "", ""), ("long", "  longer", "longest")):
+        table.add_row(*row)
+    make_console(stderr=stderr).print(table)
+    lines = capsys.readouterr()[stderr].splitlines()
+    assert lines == [line.rstrip() for line in lines] and len(lines) == 5
+    assert lines[-1] == "long    longer  longest"
+
+
+@given(st.floats(0, 1e6))
+def test_time_left_is_never_nothing_while_there_is_some(seconds):
+    value, unit, left = time_left(seconds).split()
+    unit_s = {"s": 1, "min": 60}[unit]
+    assert left == "left" and abs(float(value) * unit_s - seconds) <= unit_s / 2
+    assert value != "0" or seconds <= 0.5
 
 
 def test_a_wide_table_is_not_cut_off_where_there_is_no_terminal(capsys):

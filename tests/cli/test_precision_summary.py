@@ -73,6 +73,10 @@ def test_masking_is_said_plainly_and_its_absence_too(drops, tmp_path):
     (line,) = masking_lines(missing)
     assert "at 0.5@0 and 5 more: no fp32 file of width 0.5 ran beside it" in line
     assert list(largest_drops(missing)) == []
+    widths = [ran(artifact("int8", width=w), dict.fromkeys(KNOTS, Outcome(clean=right)))
+              for w in (0.5, 0.75, 1.0)]  # fmt: skip
+    (line,) = masking_lines(precision_drops(bundle_of(tmp_path), None, widths))
+    assert "at 0.5@0 and 17 more: no fp32 file of width 0.5 ran beside it" in line
 
 
 def test_a_table_of_several_widths_and_formats_names_them(tmp_path):

@@ -6,11 +6,18 @@ import pytest
 from oat_edge.evaluation.pack import AttackPack
 from oat_edge.evaluation.pack_set import PackSet
 from oat_edge.runtime.runner import Runner, RunnerIO
+from oat_edge.train.checkpoint import load_checkpoint
 from tests.bench.conftest import make_bundle
 from tests.evaluation.networks import evaluate
 from tests.toy import Toy
 
 CHECKPOINT = "c" * 64
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_run):
+    """The checkpoint of `tiny_bundle`."""
+    return load_checkpoint(tiny_run)
 
 
 @pytest.fixture

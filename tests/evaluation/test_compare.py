@@ -11,10 +11,9 @@ from oat_edge.bundle import Artifact
 from oat_edge.errors import DependencyError, InputError
 from oat_edge.evaluation.compare import CompareConfig, compare_bundle
 from oat_edge.evaluation.parity import MAX_ABS_DIFF, compared_lambdas, expected_logits
-from oat_edge.evaluation.reference import find_checkpoint, network_logits
+from oat_edge.evaluation.reference import network_logits
 from oat_edge.runtime import open_artifact
 from oat_edge.runtime.recipe import Recipe
-from oat_edge.train.checkpoint import load_checkpoint
 from tests.evaluation.changes import (
     all_logits_higher,
     broken_at,
@@ -31,7 +30,11 @@ from tests.evaluation.changes import (
 from tests.gpus import on_gpu, without_gpu
 
 KNOB, PINNED = "w0.50-fp32.onnx", "w0.50-fp32-lambda1.onnx"
+
+
 HALF = "w0.50-fp16.onnx"
+
+
 LIMIT = MAX_ABS_DIFF["cpu"]
 
 
@@ -39,12 +42,6 @@ LIMIT = MAX_ABS_DIFF["cpu"]
 def bundle(tiny_bundle, tmp_path):
     """A copy of the run's bundle, to be changed."""
     return copy_of(tiny_bundle, tmp_path)
-
-
-@pytest.fixture(scope="session")
-def trained(tiny_run):
-    """The checkpoint of the bundle."""
-    return load_checkpoint(tiny_run)
 
 
 def compare(bundle, checkpoint, **changes):
@@ -259,24 +256,6 @@ def test_on_a_gpu_every_back_end_is_compared(bundle, trained):
     assert {row.gate.limit for row in found.rows} == {1e-4, 1e-3}
 
 
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({"device": "tpu"}, "device is 'tpu': expected cpu, cuda"),
-        ({"formats": ("tflite",)}, "format is 'tflite': expected onnx, trt, trt-rtx"),
-        ({"precisions": ("fp8",)}, "precision is 'fp8': expected fp32, fp16, int8"),
-        ({"num_samples": 0}, "samples is 0"),
-        ({"seed": -1}, "seed is -1"),
-        ({"lambdas": (0.5, 1.2)}, "lambda is 1.2"),
-        ({"lambdas": (float("nan"),)}, "lambda is nan"),
-        ({"precisions": ("int8",)}, "nothing of these widths, formats and precisions"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(changes, part, tiny_bundle, trained):
-    with pytest.raises(InputError, match=part):
-        compare(tiny_bundle, trained, **changes)
-
-
 def test_only_what_was_chosen_is_compared(bundle, trained):
     bundle, half = in_half(bundle, KNOB)
     found = compare(bundle, trained, widths=(0.5,), precisions=("fp16",), lambdas=(0.25, 1.0))
@@ -292,39 +271,3 @@ def test_images_are_noise_where_there_are_no_packs_and_that_is_said(bundle, trai
     found = compare(bundle, trained, num_samples=3)
     assert found.settings["images"].startswith("uniform noise, seed 0")
     assert found.failed == [] and row_of(found, half).num_pairs == 36
-
-
-def test_a_pack_with_fewer_images_than_asked_for_says_how_many(tiny_bundle, trained):
-    found = compare(tiny_bundle, trained, num_samples=64, widths=(0.5,), lambdas=(0.0, 1.0))
-    assert found.settings["num_samples"] == 24 == found.settings["num_samples_one_lambda"]
-    assert [row.num_pairs for row in found.rows] == [48, 24]
-
-
-def test_a_dedicated_network_is_compared_at_its_one_lambda(tmp_path):
-    from oat_edge.exporters.config import ExportConfig
-    from oat_edge.exporters.export import export_bundle
-    from oat_edge.train.checkpoint import Checkpoint
-    from tests.conftest import make_network, spec_of
-
-    options = {"lambdas": (0.3,), "widths": (1.0,)}
-    dedicated = Checkpoint(make_network(**options), spec_of(**options), {}, "run", "c" * 64)
-    config = ExportConfig(widths=(1.0,), attack_samples=0)
-    bundle = export_bundle(dedicated, config, tmp_path / "dedicated", dataset=None)
-    for checkpoint in (dedicated, None):
-        found = compare(bundle, checkpoint)
-        assert found.failed == [] and len(found.rows) == 2
-        assert [[one.lam for one in row.by_lambda] for row in found.rows] == [[0.3], [0.3]]
-        assert [row.num_pairs for row in found.rows] == [24, 24]
-
-
-def test_the_named_run_must_be_the_one(tiny_bundle, tiny_run, trained_run, tmp_path, monkeypatch):
-    loaded, reason = find_checkpoint(tiny_bundle, tiny_run)
-    assert loaded is not None and loaded.sha256 == tiny_bundle.checkpoint_sha256
-    assert reason is None
-    with pytest.raises(InputError, match="is not what bundle tiny was made from"):
-        find_checkpoint(tiny_bundle, trained_run)
-    with pytest.raises(InputError, match="there is no checkpoint"):
-        find_checkpoint(tiny_bundle, tmp_path / "nowhere")
-    monkeypatch.chdir(tmp_path)
-    loaded, reason = find_checkpoint(tiny_bundle, None)
-    assert loaded is None and "no run in runs/ has checkpoint" in reason

@@ -6,7 +6,8 @@ import pytest
 from oat_edge.errors import FallbackError
 from oat_edge.exporters.int8 import prepare, quantizable
 from oat_edge.exporters.int8_kernels import check_kernels, count_kernels
-from tests.exporters.test_int8 import exported, quantised
+from tests.exporters.int8_networks import exported
+from tests.exporters.test_int8 import quantised
 
 
 @pytest.mark.parametrize(("arch", "pinned"), [("resnet8", None), ("wrn-10-1", 0.0)])

@@ -12,6 +12,7 @@ from onnx import TensorProto, numpy_helper
 
 import oat_edge
 from oat_edge.config import NetworkSpec
+from oat_edge.errors import BuildError
 from oat_edge.exporters.to_onnx import export, in_name
 from oat_edge.files import sha256_file
 from oat_edge.nn.fold import fold
@@ -191,6 +192,23 @@ def test_in_the_graph_lambda_is_clipped(knob):
     np.testing.assert_allclose(below, zero, atol=1e-6)
     np.testing.assert_allclose(above, one, atol=1e-6)
     assert np.abs(zero - one).max() > 1e-2
+
+
+class Airy(torch.nn.Module):
+    """Of all that torch computes, what ONNX surely lacks."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.airy_ai(x).mean((1, 2))
+
+
+def test_a_failure_names_its_cause_in_one_plain_line(checkpoint, tmp_path):
+    folded = fold(checkpoint.network, 0.5)
+    folded.backbone = Airy()
+    with pytest.raises(
+        BuildError, match=r"^ONNX export of .*: No ONNX function .*airy_ai"
+    ) as failed:
+        export(folded, checkpoint.spec, width=0.5, folder=tmp_path, checkpoint_sha256="0" * 64)
+    assert not set("\x1b\n") & set(str(failed.value)) and not list(tmp_path.iterdir())
 
 
 def test_numbers_in_names_are_short_and_never_collide():

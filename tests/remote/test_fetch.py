@@ -71,7 +71,7 @@ def test_only_files_that_were_asked_for_come(result, bundle):
     (mine,) = names_for(bundle, KEYS)
     alien = "e" * 32
     before = files(bundle)
-    hostile = ("report-2.json", "../x.json", "/tmp/x", ".bashrc", "manifest.json", "a/b", 3, None)
+    hostile = ("report-2.json", "../x.json", "/x", ".bashrc", "manifest.json", "a/b", 3, None)
     sent = dict.fromkeys((*hostile, f"{alien}.engine", f"{alien}.json", f"{mine}.sh"), b"code")
     built = {f"{mine}{suffix}": b"engine" for suffix in (".json", ".engine", ".log")}
     device = Device({**sent, **built, **result})
