@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oat_edge.cli.inspect import inspect
 from oat_edge.conditioning import PAPER_KNOTS, hat_weights
 from oat_edge.data import Dataset
 from oat_edge.nn.fold import fold
@@ -21,6 +23,7 @@ from oat_edge.train.step import OATSStep
 from tests.conftest import make_network, tiny_config
 
 INDEX = torch.tensor([0, 1, 2, 3, 4, 5, 0, 5])
+SPEC = ("heads", "conditioning")
 BETWEEN = torch.tensor([0, 1.0, 1.5, 2.25, 3.9, 4.5, 0, 5])
 
 
@@ -118,13 +121,18 @@ def test_a_single_branch_normalises_by_the_mixture() -> None:
     ],
     ids=str,
 )
-def test_a_run_of_a_variant_comes_back(changes: dict, digits: Dataset, tmp_path) -> None:
+def test_a_run_of_a_variant_comes_back(
+    changes: dict, digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = Trainer(tiny_config(**changes), digits, tmp_path / "run")
     trainer.train()
     assert trainer.state.metrics[-1]["loss"] < trainer.state.metrics[0]["loss"]
     checkpoint = load_checkpoint(tmp_path / "run")
-    for name in ("heads", "conditioning"):
+    for name in SPEC:
         assert getattr(checkpoint.spec, name) == getattr(trainer.config, name)
+    inspect(tmp_path / "run")
+    said = capsys.readouterr().out
+    assert all(f"{name} {value}" in said for name, value in changes.items() if name in SPEC)
     has_heads = any(isinstance(m, WidthHeads) for m in checkpoint.network.modules())
     assert has_heads == (checkpoint.spec.heads == "per-width")
     again = Trainer(trainer.config, digits, tmp_path / "run", resume=True)
