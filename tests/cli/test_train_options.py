@@ -47,6 +47,7 @@ def test_a_run_that_stops_early_or_overfits_says_so(digits: Dataset, tmp_path: P
     stopped = trainer.state.epoch
     assert f"stopped after epoch {stopped} of 30: 1 validations without a better score" in text
     assert "robust overfitting" not in text
+    trainer = Trainer(config, digits, tmp_path, resume=True)
     _make_overfit(trainer)
     run_training(trainer, console)
     (line,) = [one for one in console.export_text().splitlines() if "overfitting" in one]

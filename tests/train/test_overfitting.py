@@ -97,8 +97,8 @@ def _config(**changes: object) -> Any:
 def test_it_happens_on_few_images_with_wrong_labels_and_the_checkpoint_before_is_kept(
     tmp_path: Path,
 ) -> None:
-    dataset = _with_label_noise(load("digits", train_samples=300), 0.3)
-    config = _config(train_samples=300, epochs=60, val_every=3, lr=0.05)
+    dataset = _with_label_noise(load("digits", train_samples=150), 0.3)
+    config = _config(train_samples=150, epochs=24, val_every=2, batch_size=30)
     trainer = Trainer(config, dataset, tmp_path)
     trainer.train()
     found = trainer.overfitting
