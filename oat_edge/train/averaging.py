@@ -28,7 +28,8 @@ class Average:
 
     def __init__(self, network: OATSNetwork, *, decay: float | None) -> None:
         """decay: of an EMA, per update; None weighs all updates alike (SWA)."""
-        self.network = copy.deepcopy(network).eval()
+        self.network: OATSNetwork = copy.deepcopy(network)
+        self.network.eval()
         self.decay = decay
         self.count = 0
 
