@@ -4,7 +4,7 @@ Every row is trained with every seed from the data set's recipe, on one thread, 
 that the run kept is evaluated on test images: SA, and RA under PGD-20 (one start), per λ as the
 mean over the widths. The cost of a step is measured apart, all options taking turns.
 
-    python -m benchmarks.train_options --data digits --epochs 12 --seeds 1 [--only 'plain; awp 0.005']
+    python -m benchmarks.train_options --data digits --epochs 12 --seeds 1 [--only 'plain; distill']
 
 A (row, seed) that --runs already holds is not trained again: a long table can be made in parts.
 """

@@ -143,6 +143,17 @@ def test_a_spec_that_cannot_be_built_is_refused_by_the_name_of_its_field(name, v
         ("heads", "two"),
         ("conditioning", "fourier"),
         ("lambda_sampling", "sobol"),
+        ("loss", "mse"),
+        ("attack", "fgsm"),
+        ("share_attack", "all"),
+        ("trades_beta", -1.0),
+        ("label_smoothing", 1.0),
+        ("sandwich", -1),
+        ("sandwich", 2),  # there is one width between 0.5 and 1
+        ("awp_gamma", NAN),
+        ("ema", 1.0),
+        ("swa_start", 1.0),
+        ("patience", -1),
     ],
 )
 def test_training_that_cannot_run_is_refused_by_the_name_of_its_field(name, value):
@@ -171,6 +182,19 @@ def test_a_single_branch_has_something_between_zero_and_one():
     config["lambdas"] = (0.0, 0.5, 1.0)
     assert TrainConfig(**config).lowest_continuous == 1
     assert TrainConfig(**TRAIN).lowest_continuous is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"ema": 0.9, "swa_start": 0.5}, "choose one"),
+        ({"distill": True, "widths": (1.0,)}, "no teacher"),
+        ({"sandwich": 1, "widths": (0.5, 1.0)}, "expected 0 to 0"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(changes, reason):
+    with pytest.raises(InputError, match=reason):
+        TrainConfig(**TRAIN, **changes)
 
 
 def test_configs_cannot_be_changed():

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oat_edge.train.sampling import generator_for, sample_knots
+from oat_edge.train.sampling import choice, generator_for, sample_knots, sample_widths
 
 
 @given(
@@ -41,6 +41,32 @@ def test_clean_samples_lie_anywhere_and_the_others_are_uniform() -> None:
 
 def test_a_dedicated_network_has_one_knot() -> None:
     assert not sample_knots(5, 1, None, torch.Generator()).any()
+
+
+@given(
+    between=st.lists(st.integers(26, 99), unique=True, max_size=5).map(sorted),
+    num=st.one_of(st.none(), st.integers(0, 6)),
+    seed=st.integers(0, 1000),
+)
+def test_a_sandwich_has_both_ends_and_as_many_between_as_asked(
+    between: list[int], num: int | None, seed: int
+) -> None:
+    widths = (0.25, *[width / 100 for width in between], 1.0)
+    drawn = sample_widths(widths, num, torch.Generator().manual_seed(seed))
+    assert set(drawn) <= set(widths)
+    assert list(drawn) == sorted(set(drawn))
+    assert (drawn[0], drawn[-1]) == (0.25, 1.0)
+    expected = len(between) if num is None else min(num, len(between))
+    assert len(drawn) == 2 + expected
+    assert sample_widths((1.0,), num, torch.Generator()) == (1.0,)
+
+
+def test_all_widths_draw_nothing_and_any_width_may_be_chosen() -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    sample_widths((0.5, 0.75, 1.0), None, generator)
+    assert torch.equal(generator.get_state(), state)
+    assert {choice((0.5, 0.75, 1.0), generator) for _ in range(40)} == {0.5, 0.75, 1.0}
 
 
 def test_streams_differ_by_seed_epoch_and_step() -> None:
