@@ -29,6 +29,7 @@ PATIENCE_AFTER_BREAK_S = 3.0
 GRACE_S = 10.0
 """For an orderly end of a process that has said why it ends."""
 ENDED = "ended"
+INTERRUPTED, TERMINATED = 130, 143
 
 
 class LostProcess(DependencyError):
@@ -59,30 +60,35 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """The run is over for all processes."""
+        """Look no more.
+
+        A thread inside a call of the store would abort the interpreter when that ends.
+        """
         self._stopped.set()
         self._thread.join()
 
     def give_up(self, error: BaseException) -> None:
-        """Note why this process ends the run. Returns if it is the first to do so.
+        """Note that this process ends the run. Returns if it is the first to do so.
 
-        Raises `SystemExit` with the code of the first one otherwise.
+        Otherwise the process ends here, quietly and with the code of the first one.
         """
-        if isinstance(error, LostProcess):
-            # A consequence. Whoever is gone is found by the watch, which ends this process too.
-            self.patience_s = PATIENCE_AFTER_BREAK_S
-            self._thread.join(PATIENCE_S)
+        # From here on the end is certain, and what asks for it again would cut off the message:
+        # a launcher does so as soon as one process has ended.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         code = _exit_code(error)
+        if isinstance(error, LostProcess) or code == TERMINATED:
+            # Likely a consequence: if a process is gone, the watch finds it and ends this one too.
+            self.patience_s = PATIENCE_AFTER_BREAK_S
+            self._thread.join(3 * PATIENCE_AFTER_BREAK_S)
         try:
             rank, code = self._note(code)
         except RuntimeError:
             return  # the store is gone as well: nobody else can say it
         if rank != self.rank:
-            raise SystemExit(code)
-        # The others end now, and a launcher then asks this one to end, before it has said why.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+            self._end(None, code)
         time.sleep(2 * EVERY_S)  # the store may live in this process, and the others must read it
+        self.stop()
 
     def _note(self, code: int) -> tuple[int, int]:
         """Rank and exit code of the first process that ended the run."""
@@ -109,8 +115,9 @@ class Watch:
                 rank, code = self._note(0)
                 if rank != self.rank:
                     self._end(None, code)
-                time.sleep(GRACE_S)
-                self._end(None, code)
+                if not self._stopped.wait(GRACE_S):
+                    self._end(None, code)
+                return
             for rank, value in enumerate(values):
                 if value != seen[rank][0]:
                     seen[rank] = (value, now)
@@ -137,7 +144,7 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, OatEdgeError):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return 130
+        return INTERRUPTED
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code
     return 1
