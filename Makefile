@@ -36,8 +36,8 @@ bench: setup
 	$(PY) -m benchmarks.inference --threads 1
 	$(PY) -m benchmarks.inference
 	$(PY) -m benchmarks.lambda_variants
-	$(PY) -m benchmarks.train_step --arch wrn-16-1 --batch 64
-	$(PY) -m benchmarks.train_step --arch resnet34 --batch 16 --rounds 4
+	$(PY) -m benchmarks.train_step --arch wrn-16-1 --batch 32 --rounds 10
+	$(PY) -m benchmarks.train_step --arch resnet34 --batch 32 --rounds 3
 
 # What needs an NVIDIA GPU, with the packages of the interpreter PYTHON: a GPU machine has its own
 # torch, and one onnxruntime distribution excludes the other.

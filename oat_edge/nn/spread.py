@@ -2,8 +2,8 @@
 
     N batch, C channels, H/W pixels
 
-In channels-last memory the innermost loop of `x * scale`, scale (N, C, 1, 1), is only C long: with
-16 channels in bfloat16 it is no vector at all, and costs ten times the multiplication. As
+In channels-last memory the innermost loop of `x * scale`, scale (N, C, 1, 1), is only C long:
+with 16 channels in bfloat16 it is no vector at all, and costs ten times the multiplication. As
 (N, C, 1, W) the loop runs over a row of pixels. Same values, same operations, same bits.
 """
 

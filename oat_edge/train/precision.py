@@ -17,7 +17,7 @@ DTYPES: dict[Amp, torch.dtype | None] = {"off": None, "bf16": torch.bfloat16}
 
 
 def resolve_amp(setting: str, device: str) -> Amp:
-    """ "off" or "bf16" for auto|off|bf16; `InputError` for anything else.
+    """Make auto|off|bf16 definite; `InputError` for anything else.
 
     auto: bf16 where the device multiplies bfloat16 in hardware and sums in float32: GPUs since
     Ampere, CPUs with AVX512-BF16 or AMX. Elsewhere bf16 works and is slower than float32.
@@ -31,7 +31,7 @@ def resolve_amp(setting: str, device: str) -> Amp:
 
 
 def resolve_compile(setting: str, device: str) -> Compile:
-    """ "off" or "on" for auto|off|on; auto: on for CUDA, where graphs take the launches away."""
+    """Make auto|off|on definite; auto is on for CUDA, where CUDA graphs save the launches."""
     if setting == "auto":
         return "on" if device == "cuda" else "off"
     for value in get_args(Compile):
@@ -42,7 +42,7 @@ def resolve_compile(setting: str, device: str) -> Compile:
 
 def _has_bf16(device: str) -> bool:
     if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     # Not public: torch.cpu.get_capabilities() came later than the oldest torch we take.
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
