@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from oat_edge.cli.console import bar, make_console, plain_table
-from oat_edge.cli.options import DataDir, Download, fraction
+from oat_edge.cli.options import DataDir, Download, RecipeName, fraction
 from oat_edge.config import TrainConfig
 from oat_edge.errors import InputError
 from oat_edge.operating_point import parse_list
@@ -38,6 +38,7 @@ def train(
             show_default="digits",
         ),
     ] = None,
+    recipe: RecipeName = None,
     arch: Annotated[
         str | None,
         typer.Option(help="resnet8, resnet18, resnet34, mobilenet-v2 or wrn-D-K."),
@@ -88,7 +89,8 @@ def train(
 ) -> None:
     """Train one network with both knobs: λ (standard against robust accuracy) and width.
 
-    Settings that are not given come from the data set's recipe. Ctrl-C saves and exits 130.
+    Settings that are not given come from the recipe (`oat-edge recipes` lists them). Ctrl-C saves
+    and exits 130.
     """
     given: dict[str, Any] = {
         "data": data,
@@ -109,7 +111,13 @@ def train(
     given = {name: value for name, value in given.items() if value is not None}
     console = make_console(stderr=False)
     trainer = open_trainer(
-        given, out=out, resume=resume, data_dir=data_dir, download=download, device=device
+        given,
+        recipe=recipe,
+        out=out,
+        resume=resume,
+        data_dir=data_dir,
+        download=download,
+        device=device,
     )
     run_training(trainer, console)
     console.print(f"run: {trainer.run_dir}", markup=False)
@@ -121,27 +129,29 @@ def open_trainer(
     given: dict[str, Any],
     *,
     out: Path | None,
+    recipe: str | None = None,
     resume: bool = False,
     data_dir: Path | None = None,
     download: bool = False,
     device: str = "cpu",
 ) -> Trainer:
     """The trainer of a new run, or of the one to resume; everything is checked before it starts."""
-    torch = require("torch", purpose="training")
+    check_training_device(device)
     from oat_edge.data import load
     from oat_edge.nn.zoo import architecture
     from oat_edge.train.loop import Trainer
-    from oat_edge.train.recipes import recipe
+    from oat_edge.train.recipes import DEFAULT
+    from oat_edge.train.recipes import recipe as settings_of
     from oat_edge.train.state import TRAIN_STATE, load_state
 
-    if device not in ("cpu", "cuda"):
-        raise InputError(f"device is '{device}': expected cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is 'cuda', but torch sees no CUDA device: use --device cpu")
     if resume:
         out = out or LATEST
         _, config, _ = load_state(out / TRAIN_STATE)
         out = out.resolve()  # `latest` may be re-pointed meanwhile
+        if recipe is not None:
+            raise InputError(
+                f"--resume goes on with the run's own settings: leave --recipe {recipe} out"
+            )
         for name, value in given.items():
             if (saved := getattr(config, name)) != value:
                 raise InputError(
@@ -149,7 +159,7 @@ def open_trainer(
                     f"got {value}; leave it out"
                 )
     else:
-        config = dataclasses.replace(recipe(given.get("data", "digits")), **given)
+        config = dataclasses.replace(settings_of(given.get("data"), recipe or DEFAULT), **given)
     architecture(config.arch)
     dataset = load(
         config.data,
@@ -165,6 +175,15 @@ def open_trainer(
         if out is None:
             run_dir.rmdir()  # just made, nothing is in it
         raise
+
+
+def check_training_device(device: str) -> None:
+    """Raise unless torch is there and has the device."""
+    torch = require("torch", purpose="training")
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"device is '{device}': expected cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda', but torch sees no CUDA device: use --device cpu")
 
 
 def run_training(trainer: Trainer, console: Console) -> None:
