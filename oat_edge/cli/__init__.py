@@ -20,6 +20,8 @@ from oat_edge.cli.doctor import doctor
 from oat_edge.cli.eval import evaluate
 from oat_edge.cli.export import export
 from oat_edge.cli.inspect import inspect
+from oat_edge.cli.recipes import recipes
+from oat_edge.cli.reproduce import reproduce
 from oat_edge.cli.train import train
 from oat_edge.errors import OatEdgeError
 
@@ -37,7 +39,7 @@ app = typer.Typer(
 UsageError: Any = typer.BadParameter.__base__
 INTERRUPTED, TERMINATED = 130, 143
 
-for command in (train, export, bench, compare, inspect, doctor, demo):
+for command in (train, export, bench, compare, inspect, doctor, demo, recipes, reproduce):
     app.command()(command)
 app.command("eval")(evaluate)
 app.add_typer(calibrate, name="calibrate")

@@ -10,7 +10,7 @@ import typer
 from oat_edge.cli.bench_run import draw, run_bench
 from oat_edge.cli.console import make_console
 from oat_edge.cli.options import Seed
-from oat_edge.cli.train import open_trainer, run_training
+from oat_edge.cli.train_run import open_trainer, run_training
 from oat_edge.require import require
 
 

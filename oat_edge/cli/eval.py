@@ -140,7 +140,7 @@ def _of_bundle(
     _check_writable(bundle.path)
     widths, left_out = choose_widths(bundle, width, device=device)
     say_left_out(console, left_out, device)
-    with _progress(console) as progress:
+    with show_progress(console) as progress:
         evaluation = evaluate_bundle(
             bundle,
             config,
@@ -181,7 +181,7 @@ def _of_run(
     # `latest` may be re-pointed meanwhile.
     folder = (path if path.is_dir() else path.parent).resolve()
     _check_writable(folder)
-    with _progress(console) as progress:
+    with show_progress(console) as progress:
         evaluation = evaluate_network(
             checkpoint,
             config,
@@ -213,7 +213,7 @@ def _lambdas(text: str, spec: NetworkSpec) -> tuple[float, ...]:
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
+def show_progress(console: Console) -> Iterator[Progress]:
     """A bar on a terminal, elsewhere a line as each part begins; says how to go on after Ctrl-C."""
     try:
         with _shown(console) as progress:

@@ -16,6 +16,15 @@ DataDir = Annotated[
 Download = Annotated[
     bool, typer.Option("--download", help="Fetch the data set's files if they are not found.")
 ]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        help="Settings to start from; `oat-edge recipes` lists them.",
+        show_default="default",
+    ),
+]
 Seed = Annotated[
     int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random.")
 ]

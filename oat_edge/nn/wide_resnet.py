@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oat_edge.errors import InputError
+from oat_edge.nn.slimmable import scaled_channels
 
 
 class PreActBlock(nn.Module):
@@ -31,19 +32,31 @@ class PreActBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-widen, three stages of 16k, 32k, 64k channels."""
+    """WRN-depth-widen, three stages of 16k, 32k, 64k channels, all times `width_mult`."""
 
-    def __init__(self, depth: int, widen: int, *, in_channels: int, num_classes: int) -> None:
+    def __init__(
+        self,
+        depth: int,
+        widen: int,
+        *,
+        in_channels: int,
+        num_classes: int,
+        width_mult: float = 1.0,
+    ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6 or widen < 1:
             raise InputError(
                 f"wrn-{depth}-{widen}: depth must be 6n + 4 (10, 16, 22, 28, 34, 40, …), "
                 "the widening factor 1 or more"
             )
-        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        stem, *stages = (
+            scaled_channels(channels, width_mult)
+            for channels in (16, 16 * widen, 32 * widen, 64 * widen)
+        )
+        self.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
         blocks: list[nn.Module] = []
-        previous = 16
-        for stage, channels in enumerate((16 * widen, 32 * widen, 64 * widen)):
+        previous = stem
+        for stage, channels in enumerate(stages):
             for i in range((depth - 4) // 6):
                 blocks.append(PreActBlock(previous, channels, stride=2 if stage and not i else 1))
                 previous = channels

@@ -15,6 +15,7 @@ from oat_edge.nn.convert import convert
 from oat_edge.nn.mobilenet import MobileNetV2
 from oat_edge.nn.network import Normalize, OATSNetwork
 from oat_edge.nn.resnet import ResNet
+from oat_edge.nn.slimmable import scaled_channels
 from oat_edge.nn.wide_resnet import WideResNet
 
 
@@ -27,35 +28,56 @@ class Architecture:
     no_film: tuple[str, ...] = ()
 
 
-def _resnet(num_blocks: tuple[int, ...], channels: tuple[int, ...]) -> Architecture:
+def _resnet(
+    num_blocks: tuple[int, ...], channels: tuple[int, ...], width_mult: float = 1.0
+) -> Architecture:
+    scaled = tuple(scaled_channels(count, width_mult) for count in channels)
     # OAT's code has FiLM after each main-path batch norm, not after the shortcut's.
     return Architecture(
-        lambda c, k: ResNet(num_blocks, channels, in_channels=c, num_classes=k),
+        lambda c, k: ResNet(num_blocks, scaled, in_channels=c, num_classes=k),
         no_film=("*.shortcut.*",),
     )
 
 
-ARCHITECTURES: dict[str, Architecture] = {
+# Blocks and channels of each stage.
+RESNETS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     # He et al., sec. 4.2, n = 1, twice as wide: right for digits of 8x8 pixels.
-    "resnet8": _resnet((1, 1, 1), (32, 64, 128)),
-    "resnet18": _resnet((2, 2, 2, 2), (64, 128, 256, 512)),
-    "resnet34": _resnet((3, 4, 6, 3), (64, 128, 256, 512)),
+    "resnet8": ((1, 1, 1), (32, 64, 128)),
+    "resnet18": ((2, 2, 2, 2), (64, 128, 256, 512)),
+    "resnet34": ((3, 4, 6, 3), (64, 128, 256, 512)),
+}
+ARCHITECTURES: dict[str, Architecture] = {
+    **{name: _resnet(*stages) for name, stages in RESNETS.items()},
     "mobilenet-v2": Architecture(lambda c, k: MobileNetV2(in_channels=c, num_classes=k)),
 }
 
 
 def architecture(name: str) -> Architecture:
-    """Look up "resnet34" or any "wrn-DEPTH-WIDEN"; `InputError` lists what there is."""
-    if match := re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", name):
+    """Look up "resnet34" or any "wrn-DEPTH-WIDEN"; `InputError` lists what there is.
+
+    "resnet34-x0.5" and "wrn-16-8-x0.5" are networks of their own with half the channels: what the
+    width 0.5 of an OATS network of the plain name computes with, and nothing more.
+    """
+    base, width_mult = name, 1.0
+    if match := re.fullmatch(r"(.+)-x(0\.\d+)", name):
+        base, width_mult = match[1], float(match[2])
+    if width_mult > 0 and base in RESNETS:
+        return _resnet(*RESNETS[base], width_mult)
+    if width_mult > 0 and (match := re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", base)):
         depth, widen = map(int, match.groups())
         return Architecture(
-            lambda c, k: WideResNet(depth, widen, in_channels=c, num_classes=k),
+            lambda c, k: WideResNet(
+                depth, widen, in_channels=c, num_classes=k, width_mult=width_mult
+            ),
             # The last batch norm has no FiLM in OAT's wide_resnet.py.
             no_film=("*net.bn",),
         )
     if name not in ARCHITECTURES:
         have = ", ".join(ARCHITECTURES)
-        raise InputError(f"architecture is '{name}': expected {have}, or wrn-D-K with D = 6n + 4")
+        raise InputError(
+            f"architecture is '{name}': expected {have}, or wrn-D-K with D = 6n + 4 (a resnet or "
+            "wrn may end in -x0.5 for half the channels)"
+        )
     return ARCHITECTURES[name]
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from oat_edge.cli import app
-from oat_edge.cli.train import run_training
+from oat_edge.cli.train_run import run_training
 from oat_edge.data import Dataset
 from oat_edge.train.loop import Trainer
 from tests.conftest import tiny_config

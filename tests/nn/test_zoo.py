@@ -65,3 +65,21 @@ def test_shortcuts_and_the_last_norm_have_no_film() -> None:
     }
     wrn = build_network(_spec(arch="wrn-10-1"))
     assert [n for n, m in wrn.norms() if m.film is None] == ["net.bn"]
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet18", "wrn-16-1", "wrn-10-2"])
+@pytest.mark.parametrize("width", [0.25, 0.35, 0.5, 0.75])
+def test_a_narrow_network_of_its_own_has_the_sizes_of_that_width(name: str, width: float) -> None:
+    slim = fold(build_network(_spec(arch=name, widths=(width, 1.0), image_shape=(3, 8, 8))), width)
+    own = build_network(_spec(arch=f"{name}-x{width:g}", widths=(1.0,), image_shape=(3, 8, 8)))
+
+    def convolutions(network: torch.nn.Module) -> list[tuple[int, ...]]:
+        return [tuple(m.weight.shape) for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+
+    assert convolutions(slim) == convolutions(fold(own, 1.0))
+
+
+@pytest.mark.parametrize("name", ["mobilenet-v2-x0.5", "resnet8-x0", "resnet8-x0.0", "resnet8-x2"])
+def test_a_narrow_network_that_cannot_be_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"-x0\.5"):
+        architecture(name)

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oat_edge.cli.train import open_trainer
+from oat_edge.cli.train_run import open_trainer
 from oat_edge.data import Dataset
 from oat_edge.errors import DependencyError, InputError
 from oat_edge.train.checkpoint import load_checkpoint
@@ -202,8 +202,11 @@ def test_torchrun_ends_when_a_process_is_killed(
     tmp_path: Path, child_environment: dict[str, str], rank: int
 ) -> None:
     launcher = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        + ["-m", "oat_edge", "train", *ARGUMENTS.split(), "--epochs", "400", "--out", "run"],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "-m", "oat_edge", "train", *ARGUMENTS.split()),
+            *("--epochs", "400", "--out", "run"),
+        ],
         cwd=tmp_path,
         env=child_environment,
         stdout=subprocess.PIPE,
@@ -237,9 +240,11 @@ def test_one_process_of_nccl_trains(tmp_path: Path, child_environment: dict[str,
     """As many processes as GPUs; with one, what it says is that of the one-process run."""
     count = str(torch.cuda.device_count())
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
-        + ["-m", "oat_edge", "train", *ARGUMENTS.split(), "--epochs", "1"]
-        + ["--device", "cuda", "--out", "run"],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", count, "-m", "oat_edge", "train", *ARGUMENTS.split()),
+            *("--epochs", "1", "--device", "cuda", "--out", "run"),
+        ],
         cwd=tmp_path,
         env=child_environment,
         check=True,

@@ -1,0 +1,1 @@
+"""The paper's comparison: one OATS network against a dedicated one for every λ."""

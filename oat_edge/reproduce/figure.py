@@ -1,0 +1,176 @@
+"""The figure of the comparison: SA against RA, OATS along λ against the dedicated networks."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oat_edge.bench.labels import place_labels
+from oat_edge.bench.style import (
+    COLOURS,
+    INK,
+    MARKERS,
+    PALE_INK,
+    SEPARATOR,
+    STYLE,
+    check_suffix,
+    format_eps,
+    save_figure,
+)
+from oat_edge.reproduce.report import ReproduceReport, Row
+from oat_edge.reproduce.spread import Spread
+from oat_edge.require import require
+
+LABEL_PT, LETTERS_PER_INCH = 7.0, 18
+SIZE_INCH = (5.2, 4.1)
+
+
+def plot_comparison(report: ReproduceReport, path: Path) -> None:
+    """Draw `path` (.png, 300 dpi, or .svg); bars are 95 % intervals.
+
+    Raises `InputError` for another suffix, `DependencyError` without matplotlib.
+    """
+    check_suffix(path)
+    matplotlib = require("matplotlib", purpose="drawing plots")
+    figures = require("matplotlib.figure", purpose="drawing plots")
+    with matplotlib.rc_context(STYLE):
+        figure = figures.Figure(figsize=SIZE_INCH, layout="constrained")
+        axes = figure.subplots()
+        series = _series(report)
+        for name, rows, style in series:
+            _draw(axes, name, rows, style)
+        axes.set(xlabel="Standard accuracy (%)", ylabel="Robust accuracy (%)")
+        axes.margins(0.07)
+        figure.legend(loc="outside upper center", ncols=2 if len(series) > 3 else len(series))
+        lines = textwrap.wrap(_caption(report), int(SIZE_INCH[0] * LETTERS_PER_INCH))
+        caption = "\n".join(line.strip(SEPARATOR) for line in lines)
+        figure.supxlabel(caption, fontsize=7, color=PALE_INK)
+        figure.draw_without_rendering()  # settles the layout, which the labels depend on
+        _label(axes, series)
+        save_figure(figure, path)
+
+
+Series = list[tuple[str, list[Row], dict[str, Any]]]
+
+
+def _series(report: ReproduceReport) -> Series:
+    """Dedicated networks as points of their own, all others as curves along λ."""
+    series: Series = []
+    widths = sorted({row.width for row in report.rows if row.kind == "oats"}, reverse=True)
+    names = list(dict.fromkeys(row.group for row in report.rows if row.kind != "dedicated"))
+    curves = [(name, width) for name in names for width in widths]
+    for name, width in curves:
+        rows = [row for row in report.rows if (row.group, row.width) == (name, width)]
+        if not rows:
+            continue
+        colour = COLOURS[len(series) % len(COLOURS)]
+        kind = rows[0].kind
+        style = {
+            "color": colour,
+            "marker": MARKERS[len(series) % len(MARKERS)],
+            "linestyle": "-" if kind == "oats" else (0, (3, 1.5)),
+        }
+        of_width = f", width {width:g}" if len(widths) > 1 and kind != "oat" else ""
+        series.append((name.replace("oats", "OATS", 1) + of_width, _by_lambda(rows), style))
+    rows = _by_lambda([row for row in report.rows if row.kind == "dedicated"])
+    if rows:
+        style = {"color": INK, "marker": "*", "linestyle": "none"}
+        series.append(("dedicated, one network per λ", rows, style))
+    return series
+
+
+def _by_lambda(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: row.lam)
+
+
+def _draw(axes: Any, name: str, rows: list[Row], style: dict[str, Any]) -> None:
+    star = style["marker"] == "*"
+    x, y = _percent(rows).T
+    axes.errorbar(
+        x,
+        y,
+        xerr=_reach([row.standard_accuracy for row in rows]),
+        yerr=_reach([row.robust_accuracy for row in rows]),
+        fmt="none",
+        ecolor=style["color"],
+        elinewidth=0.8,
+        alpha=0.25,
+        zorder=1.5,
+    )
+    axes.plot(
+        x,
+        y,
+        label=name,
+        markersize=9.5 if star else 4.8,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        linewidth=1.2,
+        zorder=3 if star else 2,
+        **style,
+    )
+
+
+def _label(axes: Any, series: Series) -> None:
+    """Write λ beside the points of width 1: of narrower ones it is the same, along the curve."""
+    points_per_pixel = 72.0 / axes.figure.dpi
+    lines, todo, others = [], [], []
+    for _, rows, style in series:
+        display = axes.transData.transform(_percent(rows)) * points_per_pixel
+        if style["linestyle"] != "none":
+            lines.append(display)
+        if rows[0].width < 1.0:
+            others.append(display)
+            continue
+        for row, data, place in zip(rows, _percent(rows), display, strict=True):
+            end = row in (rows[0], rows[-1])
+            todo.append((f"λ={row.lam:g}" if end else f"{row.lam:g}", data, place, style["color"]))
+    # The ends first, so that they win where space is short.
+    todo.sort(key=lambda item: not item[0].startswith("λ"))
+    # Points without a label of their own must not be covered either: labels of no size.
+    places = np.array([place for _, _, place, _ in todo])
+    sizes = np.array([(0.56 * LABEL_PT * len(text), 0.85 * LABEL_PT) for text, _, _, _ in todo])
+    box = axes.bbox.transformed(axes.figure.dpi_scale_trans.inverted())
+    bounds = (box.x0 * 72 + 1, box.y0 * 72 + 1, box.x1 * 72 + 6, box.y1 * 72 + 2)
+    centres = place_labels(places, sizes, [*lines, *others], bounds=bounds, marker=7.0)
+    for (text, data, place, colour), centre in zip(todo, centres, strict=True):
+        if centre is not None:
+            axes.annotate(
+                text,
+                data,
+                xytext=(centre[0] - place[0], centre[1] - place[1]),
+                textcoords="offset points",
+                ha="center",
+                va="center_baseline",
+                fontsize=LABEL_PT,
+                color=colour,
+                zorder=1.9,
+            )
+
+
+def _percent(rows: list[Row]) -> Any:
+    """(n, 2) SA and RA."""
+    return 100 * np.array([(row.standard_accuracy.mean, row.robust_accuracy.mean) for row in rows])
+
+
+def _reach(spreads: list[Spread]) -> Any:
+    """(2, n) distances in percent from each mean down and up to the ends of its interval."""
+    mean = np.array([one.mean for one in spreads])
+    low, high = np.array([one.interval for one in spreads]).T
+    return 100 * np.maximum([mean - low, high - mean], 0.0)
+
+
+def _caption(report: ReproduceReport) -> str:
+    evaluation, first = report.evaluation, report.models[0]
+    seeds = len({model["seed"] for model in report.models})
+    return SEPARATOR.join(
+        [
+            f"{report.settings['data']}, {first['arch']}, {first['epochs']} epochs",
+            f"{seeds} seed{'s' if seeds > 1 else ''}",
+            f"n = {evaluation['num_samples']:,}, ε = {format_eps(evaluation['eps'])}",
+            evaluation["mode"],
+            "bars: 95 % intervals",
+        ]
+    )
