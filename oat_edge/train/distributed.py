@@ -147,7 +147,8 @@ def joined(device: str, *, last_words: Callable[[str | None], None]) -> Iterator
 
     device: cpu, or cuda, of which each process takes the GPU of its LOCAL_RANK. An exception in
     one process ends all of them with its exit code, and only one of them tells the user: the
-    others are ended by their watch, which calls last_words(message or None) before. Without torchrun: one process, and nothing else happens.
+    others are ended by their watch, which calls last_words(message or None) before. Without
+    torchrun: one process, and nothing else happens.
     """
     size, rank, local_rank = (
         _whole_number(name, default)
