@@ -119,7 +119,7 @@ class OATSStep:
         film = self.network.film_tables()
         leaves = [(g.detach().requires_grad_(), b.detach().requires_grad_()) for g, b in film]
         widths = sample_widths(self.network.widths, self.options.sandwich, generator)
-        total = torch.zeros((), device=images.device)
+        total = images.new_zeros(())
         # One part after the other saves memory; each has its own batch statistics.
         num_parts = self.options.accumulate
         parts = (tensor.chunk(num_parts) for tensor in (images, labels, knot_index))
@@ -148,7 +148,7 @@ class OATSStep:
             widest = options.share_attack == "widest"
             attacked = self.network.widths[-1] if widest else choice(tuple(widths), generator)
             shared = self.craft(batch, attacked, film, generator)
-        total = torch.zeros((), device=self.knots.device)
+        losses = []
         # The widest teaches, so it comes first.
         for width in reversed(widths) if options.distill else widths:
             x_adv = self.craft(batch, width, film, generator) if shared is None else shared
@@ -159,8 +159,8 @@ class OATSStep:
                 torch.autograd.backward(loss)
             if options.distill and teacher is None:
                 teacher = taught
-            total += loss.detach()
-        return total
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     def loss(
         self,
@@ -231,26 +231,26 @@ class OATSStep:
             passes["attacked"] = TrainPass(x_adv, robust.hat, adversarial=True)
         outputs = self.network.train_passes(list(passes.values()), width, film=film)
         logits = dict(zip(passes, outputs, strict=True))
-        loss = torch.zeros((), device=self.knots.device)
+        terms = []
         taught_clean = taught_robust = None
         if clean is not None:
             targets = clean.labels if teacher is None else teacher.clean
             assert targets is not None
-            loss = loss + cross_entropy(
-                logits["clean"], targets, self.loss_options, reduction="sum"
+            terms.append(
+                cross_entropy(logits["clean"], targets, self.loss_options, reduction="sum")
             )
             taught_clean = logits["clean"].detach().softmax(dim=1)
         if robust is not None:
             targets = robust.labels if teacher is None else teacher.robust
             assert targets is not None
             seen = logits.get("seen")
-            for term in self.robust_loss.terms(
+            terms += self.robust_loss.terms(
                 seen, logits["attacked"], targets, robust.lam, self.loss_options
-            ):
-                loss = loss + term
+            )
             source = logits["attacked"] if seen is None else seen
             taught_robust = source.detach().softmax(dim=1)
-        return loss / batch.num_samples, Teacher(clean=taught_clean, robust=taught_robust)
+        loss = sum(terms, start=torch.zeros_like(terms[0])) / batch.num_samples
+        return loss, Teacher(clean=taught_clean, robust=taught_robust)
 
     def _perturbed(
         self, passes: Callable[[], tuple[Tensor, Teacher]]

@@ -87,8 +87,9 @@ class Watch:
             return  # the store is gone as well: nobody else can say it
         if rank != self.rank:
             self._end(None, code)
-        time.sleep(2 * EVERY_S)  # the store may live in this process, and the others must read it
+        # The others end now, maybe with the store: that is no news any more.
         self.stop()
+        time.sleep(2 * EVERY_S)  # the store may live in this process, and the others must read it
 
     def _note(self, code: int) -> tuple[int, int]:
         """Rank and exit code of the first process that ended the run."""

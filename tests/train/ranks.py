@@ -16,7 +16,7 @@ from oat_edge.nn.conditional_norm import ConditionalBatchNorm2d
 from oat_edge.nn.global_norm import batch_norm
 from oat_edge.train.distributed import ALONE, Ranks, joined
 from oat_edge.train.loop import Trainer
-from oat_edge.train.step import OATSStep
+from oat_edge.train.step import OATSStep, StepOptions
 from tests.conftest import make_network, tiny_config
 
 BATCHES = {
@@ -89,7 +89,8 @@ def steps_in_double(
     network = make_network().double()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     settings: dict[str, Any] = {"eps": 8 / 255, "attack_steps": 2}
-    step = OATSStep(network, optimizer, accumulate=accumulate, ranks=ranks, **settings)
+    options = StepOptions(accumulate=accumulate)
+    step = OATSStep(network, optimizer, options=options, ranks=ranks, **settings)
     generator = torch.Generator().manual_seed(1)
     losses = []
     for _ in range(3):

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oat_edge.cli.train_run import open_trainer
+from oat_edge.cli.train import open_trainer
 from oat_edge.data import Dataset
 from oat_edge.errors import DependencyError, InputError
 from oat_edge.train.checkpoint import load_checkpoint
@@ -133,6 +133,11 @@ def test_more_processes_than_gpus_is_one_line(monkeypatch: pytest.MonkeyPatch) -
         pass
 
 
+def _torchrun(processes: int) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [sys.executable, *launcher, "-m", "oat_edge", "train"]
+
+
 ARGUMENTS = "--arch resnet8 --widths 0.5,1.0 --train-samples 120 --batch-size 60 --attack-steps 1"
 
 
@@ -202,11 +207,7 @@ def test_torchrun_ends_when_a_process_is_killed(
     tmp_path: Path, child_environment: dict[str, str], rank: int
 ) -> None:
     launcher = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", "-m", "oat_edge", "train", *ARGUMENTS.split()),
-            *("--epochs", "400", "--out", "run"),
-        ],
+        [*_torchrun(2), *ARGUMENTS.split(), "--epochs", "400", "--out", "run"],
         cwd=tmp_path,
         env=child_environment,
         stdout=subprocess.PIPE,
@@ -236,15 +237,11 @@ def _worker(launcher: int, rank: int) -> int:
 
 @pytest.mark.gpu
 @pytest.mark.slow
-def test_one_process_of_nccl_trains(tmp_path: Path, child_environment: dict[str, str]) -> None:
-    """As many processes as GPUs; with one, what it says is that of the one-process run."""
-    count = str(torch.cuda.device_count())
+def test_all_gpus_train_one_run(tmp_path: Path, child_environment: dict[str, str]) -> None:
+    """As many processes as there are GPUs."""
+    arguments = [*ARGUMENTS.split(), "--epochs", "1", "--device", "cuda", "--out", "run"]
     subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", count, "-m", "oat_edge", "train", *ARGUMENTS.split()),
-            *("--epochs", "1", "--device", "cuda", "--out", "run"),
-        ],
+        [*_torchrun(torch.cuda.device_count()), *arguments],
         cwd=tmp_path,
         env=child_environment,
         check=True,
