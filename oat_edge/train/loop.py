@@ -118,7 +118,9 @@ class Trainer:
         mean, std = _channel_statistics(self.images)
         generator = torch.Generator().manual_seed(config.seed)
         network = build_network(self.spec, mean=mean, std=std, generator=generator)
-        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: OATSNetwork = network.to(  # type: ignore[call-overload]
+            self.device, memory_format=torch.channels_last
+        )
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
             lr=config.lr,
