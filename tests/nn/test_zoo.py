@@ -81,5 +81,5 @@ def test_a_narrow_network_of_its_own_has_the_sizes_of_that_width(name: str, widt
 
 @pytest.mark.parametrize("name", ["mobilenet-v2-x0.5", "resnet8-x0", "resnet8-x0.0", "resnet8-x2"])
 def test_a_narrow_network_that_cannot_be_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match="-x0.5"):
+    with pytest.raises(InputError, match=r"-x0\.5"):
         architecture(name)

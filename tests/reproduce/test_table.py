@@ -88,5 +88,5 @@ def test_any_plan_can_be_drawn(tmp_path, changes):
 
 
 def test_another_suffix_is_refused(tmp_path):
-    with pytest.raises(InputError, match="figure.pdf"):
+    with pytest.raises(InputError, match=r"figure\.pdf"):
         plot_comparison(make(), tmp_path / "figure.pdf")
