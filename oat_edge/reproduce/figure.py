@@ -56,30 +56,39 @@ def plot_comparison(report: ReproduceReport, path: Path) -> None:
 Series = list[tuple[str, list[Row], dict[str, Any]]]
 
 
+# How a curve is drawn, by what it is compared with; a width has its colour in all of them.
+CURVES: dict[str, dict[str, Any]] = {
+    "oats": {"linestyle": "-"},
+    "compared": {"linestyle": (0, (4, 2)), "markerfacecolor": "white"},
+    "oat": {"linestyle": (0, (1, 1.5)), "markerfacecolor": "white"},
+}
+DEDICATED = {"color": INK, "marker": "*", "linestyle": "none"}
+
+
 def _series(report: ReproduceReport) -> Series:
     """Dedicated networks as points of their own, all others as curves along λ."""
     series: Series = []
-    widths = sorted({row.width for row in report.rows if row.kind == "oats"}, reverse=True)
-    names = list(dict.fromkeys(row.group for row in report.rows if row.kind != "dedicated"))
-    curves = [(name, width) for name in names for width in widths]
-    for name, width in curves:
-        rows = [row for row in report.rows if (row.group, row.width) == (name, width)]
-        if not rows:
-            continue
-        colour = COLOURS[len(series) % len(COLOURS)]
-        kind = rows[0].kind
-        style = {
-            "color": colour,
-            "marker": MARKERS[len(series) % len(MARKERS)],
-            "linestyle": "-" if kind == "oats" else (0, (3, 1.5)),
-        }
-        of_width = f", width {width:g}" if len(widths) > 1 and kind != "oat" else ""
-        series.append((name.replace("oats", "OATS", 1) + of_width, _by_lambda(rows), style))
+    widths = sorted({row.width for row in report.rows}, reverse=True)
+    for name in dict.fromkeys(row.group for row in report.rows if row.kind != "dedicated"):
+        for place, width in enumerate(widths):
+            rows = [row for row in report.rows if (row.group, row.width) == (name, width)]
+            if rows:
+                look = {
+                    "color": COLOURS[place % len(COLOURS)],
+                    "marker": MARKERS[place % len(MARKERS)],
+                    **CURVES[rows[0].kind],
+                }
+                series.append((_title(rows[0], several=len(widths) > 1), _by_lambda(rows), look))
     rows = _by_lambda([row for row in report.rows if row.kind == "dedicated"])
     if rows:
-        style = {"color": INK, "marker": "*", "linestyle": "none"}
-        series.append(("dedicated, one network per λ", rows, style))
+        series.append(("dedicated, one network per λ", rows, DEDICATED))
     return series
+
+
+def _title(row: Row, *, several: bool) -> str:
+    if row.kind == "oat":
+        return f"OAT of width {row.width:g} alone"
+    return row.group.replace("oats", "OATS", 1) + (f", width {row.width:g}" if several else "")
 
 
 def _by_lambda(rows: list[Row]) -> list[Row]:
@@ -105,8 +114,8 @@ def _draw(axes: Any, name: str, rows: list[Row], style: dict[str, Any]) -> None:
         y,
         label=name,
         markersize=9.5 if star else 4.8,
-        markeredgecolor="white",
-        markeredgewidth=0.6,
+        markeredgecolor=style["color"] if "markerfacecolor" in style else "white",
+        markeredgewidth=0.8,
         linewidth=1.2,
         zorder=3 if star else 2,
         **style,
@@ -129,7 +138,6 @@ def _label(axes: Any, series: Series) -> None:
             todo.append((f"λ={row.lam:g}" if end else f"{row.lam:g}", data, place, style["color"]))
     # The ends first, so that they win where space is short.
     todo.sort(key=lambda item: not item[0].startswith("λ"))
-    # Points without a label of their own must not be covered either: labels of no size.
     places = np.array([place for _, _, place, _ in todo])
     sizes = np.array([(0.56 * LABEL_PT * len(text), 0.85 * LABEL_PT) for text, _, _, _ in todo])
     box = axes.bbox.transformed(axes.figure.dpi_scale_trans.inverted())

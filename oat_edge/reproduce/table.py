@@ -70,7 +70,7 @@ def notes(report: ReproduceReport) -> list[str]:
         f"{first['epochs']} epochs, seed{'s' if several else ''} {', '.join(map(str, seeds))}, "
         f"ε {format_eps(evaluation['eps'])}.",
         f"SA and RA in %,{spread} {evaluation['num_samples']} images ({evaluation['images']}).",
-        f"RA: right clean and under {evaluation['mode']}; an upper bound.",
+        f"RA: right clean and under every attack, an upper bound; {evaluation['mode']}.",
         "Differences in points, paired on the same images, in brackets 95 % intervals.",
     ]
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from oat_edge.train.checkpoint import CHECKPOINT
+from oat_edge.train.checkpoint import CHECKPOINT, load_checkpoint
 from tests.cli.test_errors import check_refused
 
 TINY = (
@@ -65,6 +67,7 @@ def test_the_whole_comparison_and_again_from_what_is_there(main):
     assert cells.items() <= files("*.npz").items()
 
 
+@pytest.mark.slow
 def test_networks_trained_one_by_one_give_the_same(main):
     for name in reversed(NAMES):
         ended = main(*TINY, "--only", name)
@@ -135,12 +138,21 @@ def test_killed_anywhere_the_same_command_goes_on(main, child_environment, tmp_p
         assert first.read_bytes() == second.read_bytes()
 
 
-def test_ctrl_c_in_training_says_how_to_go_on(main, child_environment):
-    process = _started(Path.cwd(), child_environment, "--set", "epochs=500")
-    while process.poll() is None and not any(Path("here").rglob("config.json")):
-        time.sleep(0.01)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "the same command goes on" in err
+def test_ctrl_c_in_training_says_how_to_go_on(main):
+    """The signal comes once the run has its files, and so its handler."""
+
+    def interrupt():
+        while not any(Path("here").rglob("config.json")):
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    alone = (*TINY, "--set", "epochs=12", "--set", "val_every=12", "--only", NAMES[0])
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    ended = main(*alone)
+    thread.join()
+    assert ended.code == 130
+    assert f"stopped while {NAMES[0]} was trained; the same command goes on" in ended.err
+    assert not any(Path("here").rglob(CHECKPOINT))
+    assert main(*alone).code == 0
+    assert load_checkpoint(Path("here/runs") / NAMES[0]).info["epoch"] == 11

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oat_edge.bench.schema import load
@@ -17,6 +17,7 @@ from tests.reproduce.made_up import models_of, scores_of
 rates = st.floats(0, 1)
 
 
+@settings(max_examples=15)
 @given(rates, rates, st.integers(1, 3))
 def test_rows_and_differences_are_those_of_the_images(clean, attacked, num_seeds):
     config, models = models_of(num_seeds=num_seeds, dedicated=(0.0, 1.0))
