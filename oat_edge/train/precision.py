@@ -42,6 +42,4 @@ def resolve_compile(setting: str, device: str) -> Compile:
 
 
 def _has_bf16(device: str) -> bool:
-    return device == "cuda" and bool(
-        torch.cuda.is_bf16_supported(including_emulation=False)
-    )
+    return device == "cuda" and bool(torch.cuda.is_bf16_supported(including_emulation=False))
