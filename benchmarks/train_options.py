@@ -137,8 +137,7 @@ def step_cost(
         steps = {}
         for number, (row, config) in enumerate(configs.items()):
             trainer = Trainer(config, dataset, Path(folder) / str(number))
-            order = torch.arange(len(dataset.train))
-            steps[row] = lambda t=trainer, o=order: t._train_step(0, 0, o)
+            steps[row] = lambda t=trainer: t.train_step(0, 0)
         samples = interleaved(steps, rounds=rounds)
     first = next(iter(steps))
     return {row: ratio(samples, row, first, calls=1) for row in steps if row != first}

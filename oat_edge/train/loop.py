@@ -202,7 +202,7 @@ class Trainer:
             return steps * self.batch_size / (time.perf_counter() - started)
 
         while state.step < self.steps_per_epoch:
-            loss = self._train_step(epoch, state.step)
+            loss = self.train_step(epoch, state.step)
             state.loss_sum += loss
             state.step += 1
             if progress:
@@ -236,7 +236,8 @@ class Trainer:
         self._save()
         self._write_results()
 
-    def _train_step(self, epoch: int, step: int) -> float:
+    def train_step(self, epoch: int, step: int) -> float:
+        """Train on the batch of this step (both count from 0); returns the loss."""
         config = self.config
         done = epoch * self.steps_per_epoch + step
         if config.swa_start is not None:  # averaging needs weights that still move
