@@ -26,8 +26,6 @@ PATIENCE_S = 20.0
 """Without a sign of life. torchrun kills the survivors 30 s after it has seen a process end."""
 PATIENCE_AFTER_BREAK_S = 3.0
 """The same when a connection broke: somebody is gone, and may still say why."""
-GRACE_S = 10.0
-"""For an orderly end of a process that has said why it ends."""
 ENDED = "ended"
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -116,8 +114,6 @@ class Watch:
                 rank, code = self._note(0)
                 if rank != self.rank:
                     self._end(None, code)
-                if not self._stopped.wait(GRACE_S):
-                    self._end(None, code)
                 return
             for rank, value in enumerate(values):
                 if value != seen[rank][0]:
@@ -136,6 +132,8 @@ class Watch:
     def _end(self, message: str | None, code: int) -> NoReturn:
         """End the process from this thread: the main one may wait in a collective for ever."""
         self.last_words(message)
+        if self.rank == 0:
+            time.sleep(2 * EVERY_S)  # as in give_up
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
