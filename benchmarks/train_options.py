@@ -38,8 +38,8 @@ PLAIN = "plain"
 OPTIONS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     "distill": {"distill": True},
-    "sandwich 0": {"sandwich": 0},
-    "sandwich 0, distill": {"sandwich": 0, "distill": True},
+    "sandwich 1": {"sandwich": 1},
+    "sandwich 1, distill": {"sandwich": 1, "distill": True},
     "share-attack widest": {"share_attack": "widest"},
     "share-attack random": {"share_attack": "random"},
     "n-fgsm": {"attack": "n-fgsm"},
@@ -110,8 +110,10 @@ def main() -> None:
 def run_of(config: TrainConfig, dataset: Dataset, run_dir: Path, num_images: int) -> Grid:
     """Train, unless it was; accuracies of the kept checkpoint at every operating point."""
     file = run_dir / f"accuracy-{num_images}.json"
+    # Refuses a run that was trained with other settings.
+    trainer = Trainer(config, dataset, run_dir, resume=(run_dir / "train_state.pt").exists())
     if not file.exists():
-        Trainer(config, dataset, run_dir, resume=(run_dir / "train_state.pt").exists()).train()
+        trainer.train()
         write_json(file, {"grid": evaluate(run_dir, dataset, num_images)})
     grid: Grid = json.loads(file.read_text())["grid"]
     return grid

@@ -165,7 +165,9 @@ def joined(device: str, *, last_words: Callable[[str | None], None]) -> Iterator
         yield Ranks(device=place)
         return
     if place.type == "cuda":
-        if local_rank >= torch.cuda.device_count():
+        if local_rank > torch.cuda.device_count():  # the first that is too many says it
+            raise SystemExit(DependencyError.exit_code)
+        if local_rank == torch.cuda.device_count():
             raise DependencyError(
                 f"process {rank} is number {local_rank} of its machine, where torch sees "
                 f"{torch.cuda.device_count()} CUDA devices: start as many processes as GPUs"

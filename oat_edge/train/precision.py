@@ -11,7 +11,7 @@ from typing import get_args
 import torch
 
 from oat_edge.config import Amp, Compile
-from oat_edge.errors import InputError
+from oat_edge.errors import DependencyError, InputError
 
 DTYPES: dict[Amp, torch.dtype | None] = {"off": None, "bf16": torch.bfloat16}
 
@@ -19,12 +19,11 @@ DTYPES: dict[Amp, torch.dtype | None] = {"off": None, "bf16": torch.bfloat16}
 def resolve_amp(setting: str, device: str) -> Amp:
     """Make auto|off|bf16 definite; `InputError` for anything else.
 
-    auto: bf16 on GPUs that multiply it in hardware (since Ampere), else off. A CPU with
-    AVX512-BF16 is faster in bf16, too (docs/results.md), but that accuracy after training stays
-    the same has not been shown there: ask for it.
+    auto: off. bf16 is faster on CPUs with AVX512-BF16 (docs/results.md), and should be on GPUs;
+    that accuracy after training stays the same has not been shown: ask for it.
     """
     if setting == "auto":
-        return "bf16" if _has_bf16(device) else "off"
+        return "off"
     for amp in get_args(Amp):
         if setting == amp:
             return amp  # type: ignore[no-any-return]
@@ -32,14 +31,20 @@ def resolve_amp(setting: str, device: str) -> Amp:
 
 
 def resolve_compile(setting: str, device: str) -> Compile:
-    """Make auto|off|on definite; auto is on for CUDA, where CUDA graphs save the launches."""
-    if setting == "auto":
-        return "on" if device == "cuda" else "off"
-    for value in get_args(Compile):
-        if setting == value:
-            return value  # type: ignore[no-any-return]
-    raise InputError(f"compile is '{setting}': expected auto, {' or '.join(get_args(Compile))}")
+    """Make auto|off|on definite. auto: off, what it gains or costs has not been measured yet.
 
-
-def _has_bf16(device: str) -> bool:
-    return device == "cuda" and bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    Raises `DependencyError` if it is to be on, and torch finds no compiler for the device.
+    """
+    if setting in ("auto", "off"):
+        return "off"
+    if setting != "on":
+        raise InputError(f"compile is '{setting}': expected auto, {' or '.join(get_args(Compile))}")
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever the compiler's parts raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DependencyError(
+            f"torch.compile does not work here ({reason}): install a C++ compiler, for CUDA triton, "
+            "or leave --compile off"
+        ) from error
+    return "on"
