@@ -216,7 +216,7 @@ def _connected() -> Iterator[None]:
         yield
     except RuntimeError as error:  # of gloo and of NCCL, whatever happened to the connection
         raise LostProcess(
-            f"the connection to another process broke ({_first_line(error)})"
+            f"the connection to another process broke ({_first_line(error)}): {REMEDY}"
         ) from error
 
 
