@@ -18,8 +18,8 @@ LATER_NETWORK = frozenset({"calibrated_widths", "heads", "conditioning"})
 LATER_TRAINING = frozenset(
     {
         "heads", "conditioning", "lambda_sampling", "loss", "trades_beta", "label_smoothing",
-        "sandwich", "distill", "attack", "share_attack", "awp_gamma", "ema", "swa_start", "patience",
-        "accumulate", "amp", "compile",
+        "sandwich", "distill", "attack", "share_attack", "awp_gamma", "ema", "swa_start",
+        "patience", "accumulate", "amp", "compile",
     }
 )  # fmt: skip
 
@@ -278,7 +278,8 @@ class TrainConfig:
             )
         if self.loss != "trades" and self.trades_beta != 6.0:
             raise InputError(
-                f"trades_beta is {self.trades_beta:g} and loss '{self.loss}': only 'trades' has a β"
+                f"trades_beta is {self.trades_beta:g} and loss '{self.loss}': expected 'trades', "
+                "no other has a β"
             )
         if self.share_attack != "off" and len(self.widths) < 2:
             raise InputError(

@@ -164,6 +164,7 @@ def train(
     Settings that are not given come from the recipe (`oat-edge recipes` lists them). Ctrl-C saves
     and exits 130. On several GPUs or machines: torchrun --nproc-per-node 8 -m oat_edge train …
     """
+
     def given() -> dict[str, Any]:
         return {
             "data": data,

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from oat_edge.data import Dataset
-    from oat_edge.nn.fold import fold
     from oat_edge.train.loop import Trainer
 
 # A first step of so few images says whether a whole batch can be waited for.

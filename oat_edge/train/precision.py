@@ -44,7 +44,7 @@ def resolve_compile(setting: str, device: str) -> Compile:
     except Exception as error:  # whatever the compiler's parts raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DependencyError(
-            f"torch.compile does not work here ({reason}): install a C++ compiler, for CUDA triton, "
-            "or leave --compile off"
+            f"torch.compile does not work here ({reason}): install a C++ compiler, for CUDA "
+            "triton, or leave --compile off"
         ) from error
     return "on"
