@@ -68,7 +68,7 @@ def tune_affines(
 
     from oat_edge.train.loop import cosine
     from oat_edge.train.sampling import generator_for, sample_knots
-    from oat_edge.train.step import OATSStep
+    from oat_edge.train.step import OATSStep, StepOptions
 
     num_knots = len(network.knots)
     batch_size = min(train.batch_size, len(images))
@@ -85,6 +85,13 @@ def tune_affines(
             eps=train.eps,
             attack_steps=train.attack_steps,
             attack_alpha=step_size(train),
+            # What concerns one width alone.
+            options=StepOptions(
+                loss=train.loss,
+                trades_beta=train.trades_beta,
+                label_smoothing=train.label_smoothing,
+                attack=train.attack,
+            ),
         )
         film = [(gamma.detach(), beta.detach()) for gamma, beta in network.film_tables()]
         per_epoch = len(images) // batch_size
