@@ -267,8 +267,8 @@ class TrainConfig:
         between = len(self.widths) - 2
         if self.sandwich is not None and between < 1:
             raise InputError(
-                f"sandwich is {self.sandwich} and widths are {self.widths}: expected three or more, "
-                "some to draw between the narrowest and the widest"
+                f"sandwich is {self.sandwich} and widths are {self.widths}: expected three or "
+                "more, some to draw between the narrowest and the widest"
             )
         # With none of them the widths between would never be trained, and exported all the same.
         if self.sandwich is not None and not 1 <= self.sandwich <= between:
