@@ -87,7 +87,8 @@ def main() -> None:
         best = max(gain["ratio"] for gain in gains.values())
         console.print(f"  goal {goal:.1f}x: {'met' if best >= goal else 'missed'}", markup=False)
     save(
-        f"train_step-{arguments.arch}{'-oats' if len(widths) > 1 else ''}",
+        f"train_step-{arguments.arch}{'-oats' if len(widths) > 1 else ''}"
+        f"-threads{arguments.threads}",
         {
             "arguments": vars(arguments),
             "gains": gains,

@@ -137,7 +137,7 @@ def train(
         str | None,
         typer.Option(
             help="Precision of attack and training passes: auto, off or bf16.",
-            show_default="auto: bf16 on CUDA",
+            show_default="auto: bf16 where the device has it",
         ),
     ] = None,
     compile: Annotated[

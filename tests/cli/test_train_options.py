@@ -23,7 +23,8 @@ TINY = ("train", "--train-samples", "120", "--epochs", "1", "--attack-steps", "1
     [
         {"loss": "trades", "trades_beta": 2.0, "ema": 0.9, "patience": 3, "distill": True},
         {"attack": "n-fgsm", "share_attack": "random", "sandwich": 0, "label_smoothing": 0.1,
-         "awp_gamma": 0.005, "swa_start": 0.5},
+         "awp_gamma": 0.005, "swa_start": 0.5, "amp": "off"},
+        {"amp": "bf16", "compile": "off"},
     ],
 )  # fmt: skip
 def test_options_reach_the_run(options: dict[str, object], tmp_path: Path) -> None:
