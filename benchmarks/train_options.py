@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="of timing; 0 measures no cost")
     parser.add_argument("--only", default=";".join(OPTIONS), metavar="'ROW; ROW'")
     parser.add_argument("--runs", type=Path, help="where runs are kept; default: nowhere")
+    parser.add_argument("--name", help="of the results file; default: train-options-DATA")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = [row.strip() for row in arguments.only.split(";")]
@@ -103,7 +104,7 @@ def main() -> None:
     for line in table(found, cost):
         print(line)
     value = {name: str(v) if isinstance(v, Path) else v for name, v in vars(arguments).items()}
-    name = f"train-options-{arguments.data}"
+    name = arguments.name or f"train-options-{arguments.data}"
     save(name, {"arguments": value, "recipe": base.to_json(), "cost": cost, "grids": found})
 
 

@@ -4,9 +4,10 @@ Same mathematics, same batches and random numbers: losses are compared as the st
 straightforward step computes in float32 and attacks the unfolded network, FiLM's MLPs run on every
 sample in every attack step, layers slice the full weights, memory is laid out as torch does by
 default. "folded" is `oat-edge train --amp off`, "folded, NCHW" the same in that memory layout,
-"bf16" `--amp bf16`, "bf16, compiled" that with `--compile on` (only with --compile: minutes).
+"bf16" `--amp bf16`; "one piece": the attack takes all of torch's threads for the whole batch, not
+one for each part of it. "bf16, compiled" is bf16 with `--compile on`, which compiles for minutes.
 
-    python -m benchmarks.train_step [--arch wrn-16-1] [--batch 32] [--threads 2] [--widths 1.0]
+    python -m benchmarks.train_step [--arch wrn-16-1] [--batch 32] [--only 'folded; bf16']
 """
 
 from __future__ import annotations
@@ -30,7 +31,18 @@ from oat_edge.train.step import OATSStep
 
 EPS, STEPS = 8 / 255, 7
 GOALS = {"wrn-16-1": 2.0, "resnet34": 1.8}  # issue 7: default step against the straightforward one
-TOLERANCE = {"folded": 5e-3, "folded, NCHW": 5e-3, "bf16": 5e-2, "bf16, compiled": 5e-2}
+CANDIDATES = (
+    "folded, NCHW",
+    "folded, one piece",
+    "folded",
+    "bf16, one piece",
+    "bf16",
+    "bf16, compiled",
+)
+# Of first losses. In float64 both steps are one (tests/train/test_step.py, and resnet34's first
+# gradients to 1e-14). In float32 the attack's sign turns rounding into steps of α: weights moved by
+# 1e-7 move the first loss of resnet34 by 0.01, and 40 % of its gradient.
+TOLERANCE = 0.05
 
 
 def main() -> None:
@@ -41,17 +53,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--widths", default="1.0", help="1.0 is OAT")
-    parser.add_argument("--compile", action="store_true", help="measure --compile on, too")
+    parser.add_argument(
+        "--only",
+        default=";".join(name for name in CANDIDATES if "compiled" not in name),
+        metavar="'NAME; NAME'",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     widths = parse_list(arguments.widths, "widths")
-    names = [name for name in TOLERANCE if arguments.compile or "compiled" not in name]
+    names = [name.strip() for name in arguments.only.split(";")]
     candidates, losses = make_candidates(arguments.arch, arguments.batch, widths, names)
     samples = interleaved(candidates, rounds=arguments.rounds)
     apart = {name: differences(losses[name], losses["straightforward"]) for name in names}
     for name, (first, *_) in apart.items():
         # Later steps start from weights that rounding has already moved apart.
-        assert first < TOLERANCE[name], f"{name} trains differently: first losses {first} apart"
+        assert first < TOLERANCE, f"{name} trains differently: first losses {first} apart"
     gains = {name: ratio(samples, "straightforward", name, calls=1) for name in names}
     medians = {name: statistics.median(values) for name, values in samples.items()}
     console.print(
@@ -71,7 +87,8 @@ def main() -> None:
         best = max(gain["ratio"] for gain in gains.values())
         console.print(f"  goal {goal:.1f}x: {'met' if best >= goal else 'missed'}", markup=False)
     save(
-        f"train_step-{arguments.arch}{'-oats' if len(widths) > 1 else ''}",
+        f"train_step-{arguments.arch}{'-oats' if len(widths) > 1 else ''}"
+        f"-threads{arguments.threads}",
         {
             "arguments": vars(arguments),
             "gains": gains,
@@ -125,6 +142,7 @@ def make_candidates(
             compute_dtype=torch.bfloat16 if "bf16" in name else None,
             compiled="compiled" in name,
         )
+        step.in_parts &= "one piece" not in name
         laid_out = images.contiguous(memory_format=layout)
         return lambda index, generator: step(laid_out, labels, index, generator)
 

@@ -137,13 +137,13 @@ def train(
         str | None,
         typer.Option(
             help="Precision of attack and training passes: auto, off or bf16.",
-            show_default="auto: bf16 on CUDA",
+            show_default="auto: bf16 on CPUs that have it",
         ),
     ] = None,
     compile: Annotated[
         str | None,
         typer.Option(
-            help="torch.compile for the attack: auto, off or on.", show_default="auto: on CUDA"
+            help="torch.compile for the attack: auto, off or on.", show_default="auto: off"
         ),
     ] = None,
     data_dir: DataDir = None,

@@ -63,13 +63,13 @@ class ConditionalBatchNorm2d(nn.Module):
 
     def affine_tables(self, width_index: int) -> tuple[Tensor, Tensor]:
         """Scale and shift at the knots, each (K, C): y = scale·x + shift in eval mode."""
-        scales, shifts = [], []
-        for lam in self.knots:
-            norm = self.branch(adversarial=lam > 0, width_index=width_index)
+        made: dict[bool, tuple[Tensor, Tensor]] = {}  # by branch: knots share them
+        for adversarial in {lam > 0 for lam in self.knots}:
+            norm = self.branch(adversarial=adversarial, width_index=width_index)
             assert norm.running_mean is not None and norm.running_var is not None
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            scales.append(scale)
-            shifts.append(norm.bias - norm.running_mean * scale)
+            made[adversarial] = scale, norm.bias - norm.running_mean * scale
+        scales, shifts = zip(*(made[lam > 0] for lam in self.knots), strict=True)
         scale_kc, shift_kc = torch.stack(scales), torch.stack(shifts)
         if self.film is None:
             return scale_kc, shift_kc

@@ -10,6 +10,7 @@ norm and no slicing are left. The exporter, the training attack and every evalua
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -24,10 +25,11 @@ from oat_edge.nn.slimmable import SlimmableConv2d, SlimmableLinear
 from oat_edge.nn.spread import spread, spread_pays
 
 
-class Affines:
-    """The scales and shifts of one forward pass, shared by the layers; not in the module tree."""
+class Affines(threading.local):
+    """The scales and shifts of one forward pass, shared by the layers; not in the module tree.
 
-    __slots__ = ("scales", "shifts", "spread")
+    Each thread has its own, so one network can run in several at once.
+    """
 
     def __init__(self) -> None:
         self.scales: tuple[Tensor, ...] = ()

@@ -68,7 +68,7 @@ def test_train_step(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setattr(sys, "argv", arguments)
     train_step.main()
-    saved = json.loads((results / "train_step-resnet8.json").read_text())
+    saved = json.loads((results / "train_step-resnet8-threads1.json").read_text())
     medians = saved["median_ms"]
     for name in ("folded", "folded, NCHW", "bf16"):
         assert saved["gains"][name]["ratio"] == medians["straightforward"] / medians[name]

@@ -52,6 +52,8 @@ def here():
         ("--train-samples 0", "train_samples is 0"),
         ("--seed -1", "'--seed'"),
         (f"--seed {2**64}", "'--seed'"),
+        ("--amp fp8", "amp is 'fp8': expected auto, off or bf16"),
+        ("--compile maybe", "compile is 'maybe': expected auto, off or on"),
         ("--data nosuch", "nosuch"),
         ("--device tpu", "device is 'tpu'"),
         ("--resume", "there is nothing to resume at runs/latest"),

@@ -32,6 +32,22 @@ def test_auto_is_definite_and_a_definite_setting_stays(resolve) -> None:
         resolve("fast", "cpu")
 
 
+@pytest.mark.parametrize("multiplies", [{"_is_avx512_bf16_supported"}, {"_is_amx_tile_supported"}])
+def test_a_cpu_takes_bf16_if_it_multiplies_it(
+    multiplies: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    for name in names:
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in multiplies, raising=False)
+    assert resolve_amp("auto", "cpu") == "bf16"
+    for name in names:
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    assert resolve_amp("auto", "cpu") == "off"
+    for name in names:  # not public: a torch may lack them
+        monkeypatch.delattr(torch.cpu, name)
+    assert resolve_amp("auto", "cpu") == "off"
+
+
 def test_the_cpu_is_not_compiled_for_unless_asked() -> None:
     assert resolve_compile("auto", "cpu") == "off"
 
