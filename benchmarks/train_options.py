@@ -28,6 +28,7 @@ from oat_edge.data import Dataset, load
 from oat_edge.data.splits import permutation
 from oat_edge.files import write_json
 from oat_edge.nn.fold import fold
+from oat_edge.reproduce.settings import parse_settings
 from oat_edge.train.checkpoint import load_checkpoint
 from oat_edge.train.loop import Trainer
 from oat_edge.train.recipes import recipe
@@ -37,8 +38,8 @@ PLAIN = "plain"
 OPTIONS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     "distill": {"distill": True},
-    "sandwich 0": {"sandwich": 0},
-    "sandwich 0, distill": {"sandwich": 0, "distill": True},
+    "sandwich 1": {"sandwich": 1},
+    "sandwich 1, distill": {"sandwich": 1, "distill": True},
     "share-attack widest": {"share_attack": "widest"},
     "share-attack random": {"share_attack": "random"},
     "n-fgsm": {"attack": "n-fgsm"},
@@ -48,6 +49,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "awp 0.005": {"awp_gamma": 0.005},
     "ema 0.99": {"ema": 0.99},
     "swa 0.75": {"swa_start": 0.75},
+    "heads per width": {"heads": "per-width"},
+    "trades, heads per width": {"loss": "trades", "heads": "per-width"},
+    "trades, heads, ema": {"loss": "trades", "heads": "per-width", "ema": 0.99},
+    "table": {"conditioning": "table"},
+    "single-bn": {"conditioning": "single-bn"},
+    "λ continuous": {"lambda_sampling": "continuous"},
     "bf16": {"amp": "bf16"},
 }
 Grid = list[dict[str, float]]
@@ -62,6 +69,8 @@ def main() -> None:
     parser.add_argument("--train-samples", type=int)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                        help="of all rows, as `oat-edge reproduce` takes it")  # fmt: skip
     parser.add_argument("--images", type=int, default=300, help="test images per operating point")
     parser.add_argument("--rounds", type=int, default=9, help="of timing; 0 measures no cost")
     parser.add_argument("--only", default=";".join(OPTIONS), metavar="'ROW; ROW'")
@@ -75,6 +84,7 @@ def main() -> None:
         recipe(arguments.data),
         epochs=arguments.epochs,
         **{name: value for name, value in given.items() if value is not None},
+        **parse_settings(arguments.set),
     )
     with tempfile.TemporaryDirectory() as temporary:
         runs = arguments.runs or Path(temporary)
@@ -101,8 +111,10 @@ def main() -> None:
 def run_of(config: TrainConfig, dataset: Dataset, run_dir: Path, num_images: int) -> Grid:
     """Train, unless it was; accuracies of the kept checkpoint at every operating point."""
     file = run_dir / f"accuracy-{num_images}.json"
+    # Refuses a run that was trained with other settings.
+    trainer = Trainer(config, dataset, run_dir, resume=(run_dir / "train_state.pt").exists())
     if not file.exists():
-        Trainer(config, dataset, run_dir, resume=(run_dir / "train_state.pt").exists()).train()
+        trainer.train()
         write_json(file, {"grid": evaluate(run_dir, dataset, num_images)})
     grid: Grid = json.loads(file.read_text())["grid"]
     return grid

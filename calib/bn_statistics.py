@@ -49,15 +49,20 @@ class StatisticsConfig:
     adversarial branch has seen clean images only. A second round changed next to nothing: on digits
     at ε = 64/255 no mean by more than 0.005 standard deviations and no variance by more than 1 %,
     on Fashion-MNIST at 8/255 ten times less."""
-    tune: int = 2
-    """Epochs over the same images in which the affines are trained (`oat_edge.calib.bn_affine`)."""
+    tune_steps: int = 200
+    """Optimiser steps, in batches of training's size, that train the affines
+    (`oat_edge.calib.bn_affine`); 0 keeps a blend of the neighbours'."""
+    tune_lr: float | None = None
+    """Peak learning rate of these steps; None is training's own."""
     seed: int = 0
     """Chooses the images and seeds the attack."""
 
     def __post_init__(self) -> None:
-        for name, least in (("samples", 2), ("batch_size", 2), ("rounds", 0), ("tune", 0)):
+        for name, least in (("samples", 2), ("batch_size", 2), ("rounds", 0), ("tune_steps", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}: expected {least} or more")
+        if self.tune_lr is not None and not 0.0 < self.tune_lr < float("inf"):
+            raise InputError(f"tune_lr is {self.tune_lr:g}: expected a positive number")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,6 +75,7 @@ def calibrate_widths(
 
     neighbours = {width: trained_neighbours(checkpoint.spec, width) for width in widths}
     train = TrainConfig.from_json(checkpoint.info["train"])
+    tune_lr = train.lr if config.tune_lr is None else config.tune_lr
     chosen = permutation(len(dataset.train), (config.seed,))[: config.samples]
     split = dataset.train.take(chosen)
     images = torch.from_numpy(split.images).to(device)
@@ -84,15 +86,15 @@ def calibrate_widths(
     for width, between in neighbours.items():
         network, spec = add_width(network, spec, width)
         before = judge.standard(network, width)
-        if config.tune:
-            step = f"width {width:g}: batch norms' affines, {config.tune} epochs"
+        if config.tune_steps:
+            step = f"width {width:g}: batch norms' affines, {config.tune_steps} steps"
             say(step)
             estimate_statistics(
                 network, width, images, labels, train, dataclasses.replace(config, rounds=0)
             )
             tune_affines(
                 network, width, images, labels, train,
-                epochs=config.tune, seed=config.seed, say=partial(say, step),
+                steps=config.tune_steps, lr=tune_lr, seed=config.seed, say=partial(say, step),
             )  # fmt: skip
         step = f"width {width:g}: statistics of {len(split)} training images"
         say(step)
@@ -103,7 +105,8 @@ def calibrate_widths(
         say(step)
         error = judge.judge(network, width, between, before=before, say=partial(say, step))
         errors.append(error)
-        records.append(_record(checkpoint, config, error, changes, len(split), split.sha256()))
+        record = _record(checkpoint, config, error, changes, len(split), split.sha256())
+        records.append(record | {"tune_lr": tune_lr if config.tune_steps else None})
     earlier = checkpoint.info.get("calibrated", [])
     return NewWidths(
         network=network,
@@ -115,26 +118,41 @@ def calibrate_widths(
     )
 
 
+@contextmanager
+def reserved(run_dir: Path) -> Iterator[None]:
+    """Hold the place of a new run until it is written: minutes of work must not end in vain.
+
+    Raises `InputError` if a run is there, or another command is making one. Nothing is left of the
+    folder if nothing was written to it.
+    """
+    _check_free(run_dir)
+    was_there = run_dir.exists()
+    with exclusive_lock(run_dir, wait=False):
+        _check_free(run_dir)  # another command may have finished a run here meanwhile
+        try:
+            yield
+        finally:
+            if not was_there and [path.name for path in run_dir.iterdir()] == [".lock"]:
+                (run_dir / ".lock").unlink()
+                run_dir.rmdir()
+
+
 def save_run(result: NewWidths, run_dir: Path) -> str:
     """Write a run directory that can be exported, evaluated and benched, not resumed.
 
-    Returns the checkpoint's sha256. Raises `InputError` if the directory holds a run.
+    run_dir: `reserved`. Returns the checkpoint's sha256.
     """
     from oat_edge.train.checkpoint import CHECKPOINT, save_checkpoint
 
-    check_free(run_dir)
-    with exclusive_lock(run_dir, wait=False):
-        check_free(run_dir)  # another command may have finished a run here meanwhile
-        names = ("train", "data", "calibrated")
-        write_json(run_dir / "config.json", {name: result.info[name] for name in names})
-        state = result.network.state_dict()
-        save_checkpoint(run_dir / CHECKPOINT, state, result.spec, result.info)
-        point_latest(run_dir)
+    names = ("train", "data", "calibrated")
+    write_json(run_dir / "config.json", {name: result.info[name] for name in names})
+    state = result.network.state_dict()
+    save_checkpoint(run_dir / CHECKPOINT, state, result.spec, result.info)
+    point_latest(run_dir)
     return sha256_file(run_dir / CHECKPOINT)
 
 
-def check_free(run_dir: Path) -> None:
-    """Raise `InputError` if a run is there, or no run can be."""
+def _check_free(run_dir: Path) -> None:
     for path in (run_dir, *run_dir.parents):
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is no folder: name another --out")
@@ -161,7 +179,7 @@ def _record(
         "images_sha256": images_sha256,
         "batch_size": config.batch_size,
         "rounds": config.rounds,
-        "tune": config.tune,
+        "tune_steps": config.tune_steps,
         "seed": config.seed,
         "changes": [dataclasses.asdict(change) for change in changes],
         "shortfall": error.shortfall,

@@ -12,8 +12,16 @@ from oat_edge.errors import InputError
 
 T = TypeVar("T")
 
-# Of `NetworkSpec`: they came after the first files.
-LATER_FIELDS = ("calibrated_widths", "heads", "conditioning")
+# Fields that came after the first files. With its default such a field is not written: files are
+# what they have always been, and so are their hashes.
+LATER_NETWORK = frozenset({"calibrated_widths", "heads", "conditioning"})
+LATER_TRAINING = frozenset(
+    {
+        "heads", "conditioning", "lambda_sampling", "loss", "trades_beta", "label_smoothing",
+        "sandwich", "distill", "attack", "share_attack", "awp_gamma", "ema", "swa_start",
+        "patience", "accumulate", "amp", "compile",
+    }
+)  # fmt: skip
 
 Encoding = Literal["random", "dct", "onehot", "none"]
 Heads = Literal["shared", "per-width"]
@@ -93,12 +101,7 @@ class NetworkSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        value = dataclasses.asdict(self)
-        # What has its default is left out, as files have always been.
-        for field in dataclasses.fields(self):
-            if field.name in LATER_FIELDS and value[field.name] == field.default:
-                del value[field.name]
-        return value
+        return _without_defaults(self, LATER_NETWORK)
 
     @classmethod
     def from_json(cls, value: Any) -> NetworkSpec:
@@ -172,7 +175,8 @@ class TrainConfig:
     """Sandwich rule (Yu & Huang 2019): a step trains the widest width, the narrowest and this many
     others drawn at random; None trains all."""
     distill: bool = False
-    """In-place distillation (Yu & Huang 2019): the widest width's outputs label the others."""
+    """In-place distillation (Yu & Huang 2019): the widest width's outputs label the others (with
+    AWP those at the perturbed weights)."""
     attack: Attack = "pgd"
     """Attack of training; N-FGSM is a single step (de Jorge et al. 2022). Validation is PGD's."""
     share_attack: ShareAttack = "off"
@@ -260,10 +264,26 @@ class TrainConfig:
             raise InputError(f"swa_start is {self.swa_start}: expected a share inside [0, 1)")
         if self.swa_start is not None and self.ema:
             raise InputError("ema and swa_start are two ways to average weights: choose one")
-        if self.sandwich is not None and not 0 <= self.sandwich <= max(0, len(self.widths) - 2):
+        between = len(self.widths) - 2
+        if self.sandwich is not None and between < 1:
             raise InputError(
-                f"sandwich is {self.sandwich}: expected 0 to {max(0, len(self.widths) - 2)}, the "
-                "widths between the narrowest and the widest"
+                f"sandwich is {self.sandwich} and widths are {self.widths}: expected three or "
+                "more, some to draw between the narrowest and the widest"
+            )
+        # With none of them the widths between would never be trained, and exported all the same.
+        if self.sandwich is not None and not 1 <= self.sandwich <= between:
+            raise InputError(
+                f"sandwich is {self.sandwich}: expected 1 to {between} of the widths between the "
+                "narrowest and the widest"
+            )
+        if self.loss != "trades" and self.trades_beta != 6.0:
+            raise InputError(
+                f"trades_beta is {self.trades_beta:g} and loss '{self.loss}': expected 'trades', "
+                "no other has a β"
+            )
+        if self.share_attack != "off" and len(self.widths) < 2:
+            raise InputError(
+                f"share_attack is '{self.share_attack}': one width has none to share with"
             )
         if self.distill and len(self.widths) < 2:
             raise InputError("distill needs two or more widths: a single one has no teacher")
@@ -272,12 +292,20 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return dataclasses.asdict(self)
+        return _without_defaults(self, LATER_TRAINING)
 
     @classmethod
     def from_json(cls, value: Any) -> TrainConfig:
         """Read what `to_json` wrote; anything else raises `InputError`."""
         return from_json(cls, value, "training configuration")
+
+
+def _without_defaults(config: Any, later: frozenset[str]) -> dict[str, Any]:
+    value = dataclasses.asdict(config)
+    for field in dataclasses.fields(config):
+        if field.name in later and value[field.name] == field.default:
+            del value[field.name]
+    return value
 
 
 def check_widths(widths: tuple[float, ...]) -> None:

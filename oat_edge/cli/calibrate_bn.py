@@ -34,12 +34,14 @@ def bn(
     samples: Annotated[
         int, typer.Option(min=2, help="Training images that statistics are taken from.")
     ] = 2000,
-    tune: Annotated[
+    tune_steps: Annotated[
         int,
-        typer.Option(
-            min=0, help="Epochs over them that train the new batch norms' affines; 0 keeps a blend."
-        ),
-    ] = 2,
+        typer.Option(min=0, help="Steps that train the new batch norms' affines; 0 keeps a blend."),
+    ] = 200,
+    tune_lr: Annotated[
+        float | None,
+        typer.Option(help="Peak learning rate of these steps.", show_default="training's own"),
+    ] = None,
     attack_samples: Annotated[
         int, typer.Option(min=2, help="Validation images attacked at every λ.")
     ] = 500,
@@ -70,7 +72,7 @@ def bn(
     """
     torch = require("torch", purpose="calibrating batch norms")
     from oat_edge.calib.bn_statistics import StatisticsConfig
-    from oat_edge.calib.new_widths import calibrate_widths, check_free, save_run
+    from oat_edge.calib.new_widths import calibrate_widths, reserved, save_run
     from oat_edge.cli.export import load_test_data
     from oat_edge.nn.added_width import trained_neighbours
     from oat_edge.train.checkpoint import load_checkpoint
@@ -86,23 +88,22 @@ def bn(
     for one in widths:
         trained_neighbours(source.spec, one)
     run_dir = out or _beside(checkpoint, widths)
-    check_free(run_dir)
+    config = StatisticsConfig(samples=samples, tune_steps=tune_steps, tune_lr=tune_lr, seed=seed)
     console = output_console(json)
     dataset = load_test_data(source, data_dir=data_dir, download=download)
-    config = StatisticsConfig(samples=samples, tune=tune, seed=seed)
-    with steps(console) as say:
-        result = calibrate_widths(
-            source, dataset, widths, config, num_attacked=attack_samples, device=device, say=say
-        )
-    for error in result.errors:
-        _print_error(error, console)
-    value = result.to_json()
-    passed = max_error is None or all(100 * e.shortfall <= max_error for e in result.errors)
-    if passed:
-        sha256 = save_run(result, run_dir)
-        value["run"] = {"path": str(run_dir), "checkpoint_sha256": sha256}
-    else:
+    with reserved(run_dir):
+        with steps(console) as say:
+            result = calibrate_widths(
+                source, dataset, widths, config, num_attacked=attack_samples, device=device, say=say
+            )
+        for error in result.errors:
+            _print_error(error, console)
+        value = result.to_json()
+        passed = max_error is None or all(100 * e.shortfall <= max_error for e in result.errors)
         value["run"] = None
+        if passed:
+            sha256 = save_run(result, run_dir)
+            value["run"] = {"path": str(run_dir), "checkpoint_sha256": sha256}
     if json == "-":
         json_module.dump(value, sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")
@@ -117,8 +118,8 @@ def bn(
         )
     for error in result.errors:
         if max_error is None and 100 * error.shortfall > USUAL_ERROR:
-            text = f"warning: {_shortfall(error)}: more --tune or --samples may help, or train it"
-            console.print(text, style="yellow")
+            remedy = "more --tune-steps or --samples may help, or train it"
+            console.print(f"warning: {_shortfall(error)}: {remedy}", style="yellow")
     console.print(f"run: {run_dir}")
     names = ",".join(f"{one:g}" for one in widths)
     where = "" if run_dir.parent == Path("runs") else f" --checkpoint {run_dir}"

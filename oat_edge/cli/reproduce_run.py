@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,12 +56,8 @@ class Reproduction:
         for module in ("torch", "matplotlib", "safetensors", "scipy"):
             require(module, purpose="the comparison")
         from oat_edge.train.distributed import check_device
-        from oat_edge.train.precision import resolve_amp
 
         check_device(device)
-        # As `oat-edge train` has it by default.
-        settings = {"amp": resolve_amp("auto", device), **config.settings}
-        config = dataclasses.replace(config, settings=settings)
         from oat_edge.data import load
         from oat_edge.nn.zoo import architecture
 

@@ -137,13 +137,13 @@ def train(
         str | None,
         typer.Option(
             help="Precision of attack and training passes: auto, off or bf16.",
-            show_default="auto: bf16 where the device has it",
+            show_default="auto: bf16 on CPUs that have it",
         ),
     ] = None,
     compile: Annotated[
         str | None,
         typer.Option(
-            help="torch.compile for the attack: auto, off or on.", show_default="auto: on CUDA"
+            help="torch.compile for the attack: auto, off or on.", show_default="auto: off"
         ),
     ] = None,
     data_dir: DataDir = None,
@@ -164,40 +164,42 @@ def train(
     Settings that are not given come from the recipe (`oat-edge recipes` lists them). Ctrl-C saves
     and exits 130. On several GPUs or machines: torchrun --nproc-per-node 8 -m oat_edge train …
     """
-    given: dict[str, Any] = {
-        "data": data,
-        "arch": arch,
-        "widths": None if widths is None else parse_list(widths, "widths"),
-        "lambdas": None if lambdas is None else parse_list(lambdas, "lambdas"),
-        "encoding": encoding,
-        "heads": heads,
-        "conditioning": conditioning,
-        "lambda_sampling": lambda_sampling,
-        "clean_share": clean_share,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "eps": fraction("eps", eps),
-        "attack_steps": attack_steps,
-        "attack_alpha": fraction("attack_alpha", attack_alpha),
-        "train_samples": train_samples,
-        "seed": seed,
-        "loss": loss,
-        "trades_beta": trades_beta,
-        "label_smoothing": label_smoothing,
-        "sandwich": sandwich,
-        "distill": distill,
-        "attack": attack,
-        "share_attack": share_attack,
-        "awp_gamma": awp_gamma,
-        "ema": ema,
-        "swa_start": swa_start,
-        "patience": patience,
-        "accumulate": accumulate,
-        "amp": amp,
-        "compile": compile,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
+
+    def given() -> dict[str, Any]:
+        return {
+            "data": data,
+            "arch": arch,
+            "widths": None if widths is None else parse_list(widths, "widths"),
+            "lambdas": None if lambdas is None else parse_list(lambdas, "lambdas"),
+            "encoding": encoding,
+            "heads": heads,
+            "conditioning": conditioning,
+            "lambda_sampling": lambda_sampling,
+            "clean_share": clean_share,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "eps": fraction("eps", eps),
+            "attack_steps": attack_steps,
+            "attack_alpha": fraction("attack_alpha", attack_alpha),
+            "train_samples": train_samples,
+            "seed": seed,
+            "loss": loss,
+            "trades_beta": trades_beta,
+            "label_smoothing": label_smoothing,
+            "sandwich": sandwich,
+            "distill": distill,
+            "attack": attack,
+            "share_attack": share_attack,
+            "awp_gamma": awp_gamma,
+            "ema": ema,
+            "swa_start": swa_start,
+            "patience": patience,
+            "accumulate": accumulate,
+            "amp": amp,
+            "compile": compile,
+        }
+
     console = make_console(stderr=False)
     require("torch", purpose="training")
     from oat_edge.train.distributed import joined
@@ -205,7 +207,7 @@ def train(
     with joined(device, last_words=last_words) as ranks:
         console.quiet = not ranks.first
         trainer = open_trainer(
-            given,
+            {name: value for name, value in given().items() if value is not None},
             recipe=recipe,
             out=out,
             resume=resume,

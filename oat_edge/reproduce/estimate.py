@@ -80,12 +80,16 @@ def _measure(config: TrainConfig, dataset: Dataset, device: str) -> _Speed:
     import torch
 
     from oat_edge.attacks.pgd import pgd
+    from oat_edge.nn.fold import fold
     from oat_edge.train.loop import Trainer
     from oat_edge.train.sampling import sample_knots
 
+    # A part of a batch takes as long as so many images of a whole one.
+    config = dataclasses.replace(config, accumulate=1, compile="off")
     with tempfile.TemporaryDirectory() as nowhere:
         trainer = Trainer(config, dataset, Path(nowhere) / "run", device=device)
     generator = torch.Generator().manual_seed(0)
+    evaluated = {width: fold(trainer.network, width) for width in config.widths}  # in float32
 
     def step(num: int) -> None:
         knots = sample_knots(num, len(config.lambdas), config.clean_share, generator)
@@ -93,7 +97,7 @@ def _measure(config: TrainConfig, dataset: Dataset, device: str) -> _Speed:
 
     def attack(width: float, num: int) -> None:
         images, labels = _batch(trainer, num)
-        folded = trainer.step.folded[width]
+        folded = evaluated[width]
         lam = torch.full((1,), config.lambdas[-1], device=trainer.device)
         pgd(
             folded.at(lam), images, labels,

@@ -29,7 +29,7 @@ SIZE_INCH = (5.2, 4.1)
 
 
 def plot_comparison(report: ReproduceReport, path: Path) -> None:
-    """Draw `path` (.png, 300 dpi, or .svg); bars are 95 % intervals.
+    """Draw `path` (.png, 300 dpi, or .svg); bars are 95 % intervals, of width 1.
 
     Raises `InputError` for another suffix, `DependencyError` without matplotlib.
     """
@@ -98,17 +98,18 @@ def _by_lambda(rows: list[Row]) -> list[Row]:
 def _draw(axes: Any, name: str, rows: list[Row], style: dict[str, Any]) -> None:
     star = style["marker"] == "*"
     x, y = _percent(rows).T
-    axes.errorbar(
-        x,
-        y,
-        xerr=_reach([row.standard_accuracy for row in rows]),
-        yerr=_reach([row.robust_accuracy for row in rows]),
-        fmt="none",
-        ecolor=style["color"],
-        elinewidth=0.8,
-        alpha=0.25,
-        zorder=1.5,
-    )
+    if rows[0].width == 1.0:  # those of every width would cover each other
+        axes.errorbar(
+            x,
+            y,
+            xerr=_reach([row.standard_accuracy for row in rows]),
+            yerr=_reach([row.robust_accuracy for row in rows]),
+            fmt="none",
+            ecolor=style["color"],
+            elinewidth=0.8,
+            alpha=0.25,
+            zorder=1.5,
+        )
     axes.plot(
         x,
         y,
@@ -123,15 +124,15 @@ def _draw(axes: Any, name: str, rows: list[Row], style: dict[str, Any]) -> None:
 
 
 def _label(axes: Any, series: Series) -> None:
-    """Write λ beside the points of width 1: of narrower ones it is the same, along the curve."""
+    """Write λ beside OATS at width 1 and the dedicated networks; the other curves run alike."""
+    patch = {"boxstyle": "square,pad=0.06", "fc": "white", "ec": "none", "alpha": 0.75}
     points_per_pixel = 72.0 / axes.figure.dpi
-    lines, todo, others = [], [], []
+    lines, todo = [], []
     for _, rows, style in series:
         display = axes.transData.transform(_percent(rows)) * points_per_pixel
         if style["linestyle"] != "none":
             lines.append(display)
-        if rows[0].width < 1.0:
-            others.append(display)
+        if rows[0].width < 1.0 or rows[0].kind not in ("oats", "dedicated"):
             continue
         for row, data, place in zip(rows, _percent(rows), display, strict=True):
             end = row in (rows[0], rows[-1])
@@ -142,7 +143,7 @@ def _label(axes: Any, series: Series) -> None:
     sizes = np.array([(0.56 * LABEL_PT * len(text), 0.85 * LABEL_PT) for text, _, _, _ in todo])
     box = axes.bbox.transformed(axes.figure.dpi_scale_trans.inverted())
     bounds = (box.x0 * 72 + 1, box.y0 * 72 + 1, box.x1 * 72 + 6, box.y1 * 72 + 2)
-    centres = place_labels(places, sizes, [*lines, *others], bounds=bounds, marker=7.0)
+    centres = place_labels(places, sizes, lines, bounds=bounds, marker=7.0)
     for (text, data, place, colour), centre in zip(todo, centres, strict=True):
         if centre is not None:
             axes.annotate(
@@ -154,6 +155,7 @@ def _label(axes: Any, series: Series) -> None:
                 va="center_baseline",
                 fontsize=LABEL_PT,
                 color=colour,
+                bbox=patch,
                 zorder=1.9,
             )
 
@@ -173,12 +175,13 @@ def _reach(spreads: list[Spread]) -> Any:
 def _caption(report: ReproduceReport) -> str:
     evaluation, first = report.evaluation, report.models[0]
     seeds = len({model["seed"] for model in report.models})
+    widths = {row.width for row in report.rows}
     return SEPARATOR.join(
         [
             f"{report.settings['data']}, {first['arch']}, {first['epochs']} epochs",
             f"{seeds} seed{'s' if seeds > 1 else ''}",
             f"n = {evaluation['num_samples']:,}, ε = {format_eps(evaluation['eps'])}",
             evaluation["mode"],
-            "bars: 95 % intervals",
+            f"bars: 95 % intervals{' (width 1)' if len(widths) > 1 else ''}",
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import typing
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +24,11 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
             raise InputError(f"setting is '{text}': expected NAME=VALUE such as epochs=6")
         name = name.replace("-", "_")
         if name not in hints:
-            raise InputError(f"'{name}' is no setting of training: expected {', '.join(hints)}")
+            close = difflib.get_close_matches(name, hints, n=1)
+            hint = f" (did you mean '{close[0]}'?)" if close else ""
+            raise InputError(
+                f"'{name}' is no setting of training{hint}: expected an option of `oat-edge train`"
+            )
         settings[name] = _parse(name, value, hints[name])
     return settings
 

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from oat_edge.errors import DependencyError, InputError
-from oat_edge.train.watch import LostProcess, Watch
+from oat_edge.train.watch import REMEDY, LostProcess, Watch
 
 # Gradients are summed in buckets: one exchange each is fast, all at once would double the memory.
 BUCKET_VALUES = 8 * 2**20
@@ -165,16 +165,25 @@ def joined(device: str, *, last_words: Callable[[str | None], None]) -> Iterator
         yield Ranks(device=place)
         return
     if place.type == "cuda":
-        if local_rank >= torch.cuda.device_count():
+        if local_rank > torch.cuda.device_count():  # the first that is too many says it
+            raise SystemExit(DependencyError.exit_code)
+        if local_rank == torch.cuda.device_count():
             raise DependencyError(
                 f"process {rank} is number {local_rank} of its machine, where torch sees "
                 f"{torch.cuda.device_count()} CUDA devices: start as many processes as GPUs"
             )
         place = torch.device("cuda", local_rank)
         torch.cuda.set_device(place)
-        dist.init_process_group("nccl", device_id=place)
-    else:
-        dist.init_process_group("gloo")
+    try:
+        if place.type == "cuda":
+            dist.init_process_group("nccl", device_id=place)
+        else:
+            dist.init_process_group("gloo")
+    except (RuntimeError, ValueError) as error:  # unreachable, or a variable is missing
+        raise DependencyError(
+            f"process {rank} of {size} finds no way to the others ({_first_line(error)}): start "
+            "them with torchrun, and check its --rdzv-endpoint"
+        ) from error
     ranks = Ranks(rank=rank, size=size, local_rank=local_rank, device=place)
     watch = Watch(rank, size, last_words)
     ranks.wait()  # all have shown their first sign of life
@@ -209,7 +218,7 @@ def _connected() -> Iterator[None]:
         yield
     except RuntimeError as error:  # of gloo and of NCCL, whatever happened to the connection
         raise LostProcess(
-            f"the connection to another process broke ({_first_line(error)})"
+            f"the connection to another process broke ({_first_line(error)}): {REMEDY}"
         ) from error
 
 

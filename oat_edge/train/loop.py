@@ -36,6 +36,8 @@ from oat_edge.train.step import OATSStep, StepOptions
 from oat_edge.train.validate import PointAccuracy, grid_score, validate
 
 SAVE_EVERY_S = 60.0
+VALIDATION_STEPS = 7
+"""At least; with 2.5 ε / steps (Madry et al. 2018) they cross any ball."""
 
 
 class Interrupted(OatEdgeError):
@@ -157,6 +159,8 @@ class Trainer:
         """Whether `patience` validations in a row have brought no better score."""
         if not self.config.patience or self.state.best_epoch is None:
             return False
+        if self.config.swa_start is not None and not self._swa_epoch(self.state.epoch):
+            return False  # what is waited for has not begun
         since = [m for m in self.state.metrics if m["epoch"] > self.state.best_epoch]
         return sum("score" in m for m in since) >= self.config.patience
 
@@ -267,6 +271,14 @@ class Trainer:
             self.average.estimate_statistics(self.batches.images, self.batches.labels, self.config)
         return self.average.network
 
+    def _validation_attack(self) -> dict[str, Any]:
+        """Training's own, but no weaker than the usual: a network can learn to fool few steps, and
+        by them its collapse would look like its best epoch."""
+        steps, eps = self.config.attack_steps, self.config.eps
+        if steps >= VALIDATION_STEPS:
+            return {"attack_steps": steps, "attack_alpha": self.step.attack_alpha}
+        return {"attack_steps": VALIDATION_STEPS, "attack_alpha": 2.5 * eps / VALIDATION_STEPS}
+
     def _validate(self, epoch: int, progress: Progress | None) -> dict[str, Any]:
         network = self._chosen_network()
         val = self.dataset.val
@@ -276,8 +288,7 @@ class Trainer:
             torch.from_numpy(val.images).to(self.device),
             torch.from_numpy(val.labels).to(self.device),
             eps=self.config.eps,
-            attack_steps=self.config.attack_steps,
-            attack_alpha=self.step.attack_alpha,
+            **self._validation_attack(),
             num_attacked=self.config.val_attack_samples,
             seed=self.config.seed,
             ranks=self.ranks,

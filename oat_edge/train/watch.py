@@ -26,9 +26,8 @@ PATIENCE_S = 20.0
 """Without a sign of life. torchrun kills the survivors 30 s after it has seen a process end."""
 PATIENCE_AFTER_BREAK_S = 3.0
 """The same when a connection broke: somebody is gone, and may still say why."""
-GRACE_S = 10.0
-"""For an orderly end of a process that has said why it ends."""
 ENDED = "ended"
+REMEDY = "go on with `train --resume` and the run's --out"
 INTERRUPTED, TERMINATED = 130, 143
 
 
@@ -106,17 +105,16 @@ class Watch:
             try:
                 self.store.set(names[self.rank], str(beat))
                 values = self.store.multi_get(names)
-                ended = self.store.check([ENDED])
+                ended = self._note(0) if self.store.check([ENDED]) else None
             except RuntimeError:
                 if not self._stopped.is_set():
-                    self._end("the process that held the run together is gone", 3)
+                    message = "the process that held the run together is gone, so all have stopped"
+                    self._end(f"{message}: {REMEDY}", LostProcess.exit_code)
                 return
             now = time.monotonic()
-            if ended:
-                rank, code = self._note(0)
+            if ended is not None:
+                rank, code = ended
                 if rank != self.rank:
-                    self._end(None, code)
-                if not self._stopped.wait(GRACE_S):
                     self._end(None, code)
                 return
             for rank, value in enumerate(values):
@@ -129,13 +127,15 @@ class Watch:
         noted_by, code = self._note(LostProcess.exit_code)
         message = (
             f"process {rank} of {self.size} is gone (killed, out of memory, or its machine or "
-            "network is down), so all have stopped: go on with `train --resume` and the run's --out"
+            f"network is down), so all have stopped: {REMEDY}"
         )
         self._end(message if noted_by == self.rank else None, code)
 
     def _end(self, message: str | None, code: int) -> NoReturn:
         """End the process from this thread: the main one may wait in a collective for ever."""
         self.last_words(message)
+        if self.rank == 0:
+            time.sleep(2 * EVERY_S)  # as in give_up
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -36,7 +36,7 @@ def network(some: tuple[Tensor, Tensor]) -> OATSNetwork:
 @pytest.fixture(scope="module")
 def tuned(network: OATSNetwork, some: tuple[Tensor, Tensor]) -> OATSNetwork:
     made = copy.deepcopy(network)
-    tune_affines(made, WIDTH, *some, CONFIG, epochs=2, seed=1)
+    tune_affines(made, WIDTH, *some, CONFIG, steps=6, lr=0.01, seed=1)
     return made
 
 
@@ -77,14 +77,27 @@ def test_the_seed_decides(
     network: OATSNetwork, tuned: OATSNetwork, some: tuple[Tensor, Tensor]
 ) -> None:
     again, other = copy.deepcopy(network), copy.deepcopy(network)
-    tune_affines(again, WIDTH, *some, CONFIG, epochs=2, seed=1)
-    tune_affines(other, WIDTH, *some, CONFIG, epochs=1, seed=2)
+    tune_affines(again, WIDTH, *some, CONFIG, steps=6, lr=0.01, seed=1)
+    tune_affines(other, WIDTH, *some, CONFIG, steps=3, lr=0.01, seed=2)
     same = zip(again.state_dict().values(), tuned.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in same)
     assert not torch.equal(fold(other, WIDTH).table, fold(tuned, WIDTH).table)
 
 
+def test_one_step_is_as_long_as_its_learning_rate(
+    network: OATSNetwork, some: tuple[Tensor, Tensor]
+) -> None:
+    def moved(lr: float) -> Tensor:
+        made = copy.deepcopy(network)
+        tune_affines(made, WIDTH, *some, CONFIG, steps=1, lr=lr, seed=1)
+        pairs = zip(made.parameters(), network.parameters(), strict=True)
+        return torch.cat([(new - old).detach().flatten() for new, old in pairs])
+
+    assert moved(0.01).norm() > 1e-4
+    torch.testing.assert_close(moved(0.02), 2 * moved(0.01), rtol=1e-3, atol=1e-6)
+
+
 def test_too_few_images_are_refused(network: OATSNetwork, some: tuple[Tensor, Tensor]) -> None:
     images, labels = some
-    with pytest.raises(InputError, match="at least 12, give more --samples or --tune 0"):
-        tune_affines(network, WIDTH, images[:11], labels[:11], CONFIG, epochs=1, seed=0)
+    with pytest.raises(InputError, match="at least 12, give more --samples or --tune-steps 0"):
+        tune_affines(network, WIDTH, images[:11], labels[:11], CONFIG, steps=3, lr=0.01, seed=0)

@@ -215,7 +215,7 @@ def test_a_trained_width_comes_back(trained_run: Path) -> None:
 
 def test_images_come_from_the_training_split_alone(tiny_run: Path, digits: Dataset) -> None:
     checkpoint = load_checkpoint(tiny_run)
-    config = StatisticsConfig(samples=50, tune=0)
+    config = StatisticsConfig(samples=50, tune_steps=0)
 
     def state(dataset: Dataset) -> dict[str, Tensor]:
         made = calibrate_widths(checkpoint, dataset, (WIDTH,), config, num_attacked=2)
@@ -231,10 +231,16 @@ def test_images_come_from_the_training_split_alone(tiny_run: Path, digits: Datas
     assert any(not torch.equal(value, once[name]) for name, value in state(changed).items())
 
 
-@pytest.mark.parametrize("name", ["samples", "batch_size", "rounds", "tune"])
+@pytest.mark.parametrize("name", ["samples", "batch_size", "rounds", "tune_steps"])
 def test_senseless_settings_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=name):
         StatisticsConfig(**{name: -1})
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, float("inf"), float("nan")])
+def test_a_learning_rate_is_positive(rate: float) -> None:
+    with pytest.raises(InputError, match=r"tune_lr is .*: expected a positive number"):
+        StatisticsConfig(tune_lr=rate)
 
 
 def test_one_image_has_no_variance(network: OATSNetwork, some: tuple[Tensor, Tensor]) -> None:

@@ -86,7 +86,7 @@ def test_only_what_is_the_new_widths_own_changes(
     assert {name.rpartition(".")[2] for name in changed()} == {
         "running_mean", "running_var", "num_batches_tracked",
     }  # fmt: skip
-    tune_affines(network, WIDTH, *some, CONFIG, epochs=1, seed=1)
+    tune_affines(network, WIDTH, *some, CONFIG, steps=2, lr=CONFIG.lr, seed=1)
     parts = ("clean", "adversarial", "single", "heads")
     assert all(any(f".{part}.{INDEX}." in name for part in parts) for name in changed())
     kept = network.state_dict().keys() - changed()

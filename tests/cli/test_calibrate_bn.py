@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from oat_edge.bundle import Bundle
-from oat_edge.files import sha256_file
+from oat_edge.files import exclusive_lock, sha256_file
 from oat_edge.nn.fold import fold
 from oat_edge.train.checkpoint import load_checkpoint
 from tests.cli.conftest import Ended
 
 Main = Callable[..., Ended]
-SMALL = ("--samples", 60, "--attack-samples", 6)
-PLAIN = (*SMALL, "--tune", 0)
+QUICK = ("--samples", 60, "--attack-samples", 6)
+SMALL = (*QUICK, "--tune-steps", 3)
+PLAIN = (*QUICK, "--tune-steps", 0)
 
 
 @pytest.fixture
@@ -53,6 +54,7 @@ def test_a_new_width_is_a_width_for_every_other_command(main: Main, run: Path) -
     assert found["shortfall"] == max(0.0, -min(offsets))
     (record,) = new.info["calibrated"]
     assert record.items() <= found.items()
+    assert (record["tune_steps"], record["tune_lr"]) == (3, old.info["train"]["lr"])
     # Of 6 attacked images one weighs more than 2 points: either may be.
     assert ("warning: width 0.6" in done.out) == (found["shortfall"] > 0.02)
 
@@ -99,6 +101,7 @@ def test_two_widths_and_then_another(main: Main, run: Path) -> None:
     assert three.spec.trained_widths == (0.5, 1.0)
     records = {record["width"]: record for record in three.info["calibrated"]}
     assert [record["neighbours"] for record in records.values()] == [[0.5, 1.0]] * 3
+    assert [record["tune_lr"] for record in records.values()] == [None] * 3  # nothing was tuned
     assert records[0.6]["source"]["run"] == "tiny" and records[0.75]["source"]["run"] == "both"
     for width in both.spec.widths:
         pair = (fold(each.network, width).table for each in (both, three))
@@ -134,6 +137,8 @@ def test_a_gate_that_fails_writes_figures_and_no_run(
         (("--width", 0.6, "--out", "RUN"), "already holds a run"),
         (("--width", 0.6, "--out", "/dev/null/run"), "/dev/null is no folder"),
         (("--width", 0.6, "--samples", 1), "--samples"),
+        (("--width", 0.6, "--tune-steps", -1), "--tune-steps"),
+        (("--width", 0.6, "--tune-lr", 0), "tune_lr is 0: expected a positive number"),
         (("--width", 0.6, "--device", "tpu"), "device is 'tpu'"),
         ((), "--width"),
     ],
@@ -146,6 +151,25 @@ def test_a_wrong_request_is_one_line(
     assert done.code == 2 and says in done.err
     assert len([line for line in done.err.splitlines() if line.startswith("error:")]) == 1
     assert {path.name for path in run.parent.iterdir()} == {"tiny"}
+
+
+def test_the_learning_rate_is_kept_on_record(main: Main, run: Path) -> None:
+    command = ("calibrate", "bn", "--checkpoint", run, "--width", 0.6, *SMALL, "--tune-lr")
+    for rate in (0.001, 0.02):
+        assert main(*command, rate, "--out", str(rate)).code == 0
+    low, high = load_checkpoint(Path("0.001")), load_checkpoint(Path("0.02"))
+    assert [one.info["calibrated"][0]["tune_lr"] for one in (low, high)] == [0.001, 0.02]
+    assert not torch.equal(fold(low.network, 0.6).table, fold(high.network, 0.6).table)
+
+
+def test_the_second_of_two_commands_does_not_start(main: Main, run: Path) -> None:
+    out = run.with_name("made")
+    command = ("calibrate", "bn", "--checkpoint", run, "--width", 0.6, *PLAIN, "--out", out)
+    with exclusive_lock(out):
+        second = main(*command)
+    assert second.code == 2 and f"another oat-edge command is writing {out}" in second.err
+    assert "width 0.6" not in second.out
+    assert main(*command).code == 0
 
 
 def test_it_is_not_a_run_to_resume(main: Main, run: Path) -> None:

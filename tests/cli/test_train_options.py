@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from oat_edge.cli import app
 from oat_edge.cli.train_run import run_training
+from oat_edge.config import TrainConfig
 from oat_edge.data import Dataset
 from oat_edge.train.loop import Trainer
 from tests.conftest import tiny_config
@@ -22,7 +23,7 @@ TINY = ("train", "--train-samples", "120", "--epochs", "1", "--attack-steps", "1
     "options",
     [
         {"loss": "trades", "trades_beta": 2.0, "ema": 0.9, "patience": 3, "distill": True},
-        {"attack": "n-fgsm", "share_attack": "random", "sandwich": 0, "label_smoothing": 0.1,
+        {"attack": "n-fgsm", "share_attack": "random", "sandwich": 1, "label_smoothing": 0.1,
          "awp_gamma": 0.005, "swa_start": 0.5, "amp": "off"},
         {"amp": "bf16", "compile": "off"},
     ],
@@ -34,8 +35,9 @@ def test_options_reach_the_run(options: dict[str, object], tmp_path: Path) -> No
         given += [flag] if value is True else [flag, str(value)]
     done = CliRunner().invoke(app, [*TINY, *given, "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
-    config = json.loads((tmp_path / "run" / "config.json").read_text())["train"]
-    assert {name: config[name] for name in options} == options
+    record = json.loads((tmp_path / "run" / "config.json").read_text())["train"]
+    config = TrainConfig.from_json(record)
+    assert {name: getattr(config, name) for name in options} == options
 
 
 def test_a_run_that_stops_early_or_overfits_says_so(digits: Dataset, tmp_path: Path) -> None:

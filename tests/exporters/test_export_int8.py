@@ -120,7 +120,7 @@ def test_a_failed_gate_adds_nothing(checkpoint, images, tmp_path, monkeypatch):
     from oat_edge.calib import quantize as module
 
     def refuse(self, ranked, tried):
-        raise self._too_much((3.0, "SA", 1.0), tried(())[1], 4)
+        raise self._too_much((3.0, "SA", 1.0), tried(())[1], ())
 
     monkeypatch.setattr(module.Changes, "beyond", lambda self, points: (3.0, "SA", 1.0))
     monkeypatch.setattr(module._Work, "_keep", refuse)

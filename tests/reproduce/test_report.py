@@ -43,7 +43,7 @@ def test_rows_and_differences_are_those_of_the_images(clean, attacked, num_seeds
 
 
 def test_a_far_better_oats_is_shown_and_a_far_worse_one_refuted():
-    config, models = models_of(dedicated=())
+    config, models = models_of(dedicated=(), num_seeds=5)
     for oats, other, expected in ((1.0, 0.2, "shown"), (0.2, 1.0, "refuted")):
         scores = [
             scores_of(model, clean=oats if model.kind == "oats" else other, attacked=1.0)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from oat_edge.data import load
+from oat_edge.config import TrainConfig
+from oat_edge.data.dataset import Dataset, Split
 from oat_edge.nn.conditional_norm import ConditionalBatchNorm2d
 from oat_edge.nn.global_norm import batch_norm
-from oat_edge.train.distributed import ALONE, Ranks, joined
+from oat_edge.train.distributed import Ranks, joined
 from oat_edge.train.loop import Trainer
 from oat_edge.train.step import OATSStep, StepOptions
 from tests.conftest import make_network, tiny_config
@@ -24,8 +26,8 @@ BATCHES = {
     "one clean": [5, 1, 2, 0, 3, 5],
     "one robust": [0, 0, 0, 4, 0, 0],
     "all clean": [0, 0, 0, 0],
-    "all robust": [1, 5, 1, 5],
 }
+CASES = [("mixed", 1), ("mixed", 2), ("one clean", 1), ("one robust", 1), ("all clean", 2)]
 
 
 def free_port() -> int:
@@ -34,44 +36,70 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run(job: Callable[[Ranks, Path], Any], size: int, folder: Path) -> list[Any]:
-    """The result of job(ranks, folder) in each of `size` gloo processes."""
-    context = multiprocessing.get_context("spawn")
-    results, port = context.SimpleQueue(), free_port()
-    arguments = (job, size, port, folder, results)
-    processes = [context.Process(target=_one, args=(rank, *arguments)) for rank in range(size)]
+def run(size: int, folder: Path) -> tuple[list[dict[str, Any]], list[int | None]]:
+    """What `everything` gives in each of `size` gloo processes, and their exit codes.
+
+    At the end the last process is killed in the middle of a run, `folder`/killed.
+    """
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    processes = [context.Process(target=_one, args=(r, size, port, folder)) for r in range(size)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * size
-    found = dict(results.get() for _ in processes)
-    return [torch.load(folder / found[rank], weights_only=False) for rank in range(size)]
+        process.join(150)
+    results = [torch.load(folder / f"result-{rank}.pt") for rank in range(size)]
+    return results, [process.exitcode for process in processes]
 
 
-def _one(
-    rank: int,
-    job: Callable[[Ranks, Path], Any],
-    size: int,
-    port: int,
-    folder: Path,
-    results: Any,
-) -> None:
+def _one(rank: int, size: int, port: int, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    with joined("cpu", last_words=print) as ranks:
-        name = f"result-{rank}.pt"
-        torch.save(job(ranks, folder), folder / name)
-        results.put((rank, name))
+
+    def last_words(message: str | None) -> None:
+        (folder / f"words-{rank}").write_text(message or "")
+
+    with joined("cpu", last_words=last_words) as ranks:
+        torch.save(everything(ranks, folder), folder / f"result-{rank}.pt")
+        calls = iter(range(100))
+
+        def killed() -> bool:
+            if rank == size - 1 and next(calls) == 2:  # the first step of the second epoch is done
+                os.kill(os.getpid(), signal.SIGKILL)
+            return False
+
+        trainer = Trainer(killed_config(), made_data(), folder / "killed", ranks=ranks)
+        trainer.train(should_stop=killed)
+
+
+def killed_config() -> TrainConfig:
+    """Of the run that is killed."""
+    return tiny_config(widths=(1.0,), val_every=3, epochs=3)
+
+
+def made_data() -> Dataset:
+    """Noise in the shape of digits, two batches."""
+    random = np.random.default_rng(0)
+
+    def split(count: int) -> Split:
+        images = random.integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)
+        return Split(images=images, labels=random.integers(0, 10, count))
+
+    return Dataset(
+        name="made",
+        class_names=tuple("0123456789"),
+        train=split(120),
+        val=split(32),
+        test=split(2),
+        record={"splits": "made"},
+    )
 
 
 def everything(ranks: Ranks, folder: Path) -> dict[str, Any]:
     """All that two processes are asked for: starting them takes longer than the work."""
     steps = {
-        f"{name}, {accumulate}": steps_in_double(ranks, index, accumulate)
-        for name, index in BATCHES.items()
-        for accumulate in (1, 2)
+        f"{name}, {accumulate}": steps_in_double(ranks, BATCHES[name], accumulate)
+        for name, accumulate in CASES
     }
     return {
         "steps": steps,
@@ -85,15 +113,15 @@ def everything(ranks: Ranks, folder: Path) -> dict[str, Any]:
 def steps_in_double(
     ranks: Ranks, index: list[int], accumulate: int
 ) -> tuple[list[float], dict[str, torch.Tensor], torch.Tensor]:
-    """Losses of three steps, the network after them, and the state of the random stream."""
-    network = make_network().double()
+    """Losses of two steps, the network after them, and the state of the random stream."""
+    network = make_network(widths=(0.5, 1.0)).double()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     settings: dict[str, Any] = {"eps": 8 / 255, "attack_steps": 2}
     options = StepOptions(accumulate=accumulate)
     step = OATSStep(network, optimizer, options=options, ranks=ranks, **settings)
     generator = torch.Generator().manual_seed(1)
     losses = []
-    for _ in range(3):
+    for _ in range(2):
         images = torch.rand(len(index), 1, 8, 8, generator=generator).double()
         labels = torch.randint(0, 10, (len(index),), generator=generator)
         losses.append(float(step(images, labels, torch.tensor(index), generator)))
@@ -114,12 +142,7 @@ def half_precision_norm(ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def whole_run(ranks: Ranks, run_dir: Path) -> tuple[list[Any], dict[str, torch.Tensor]]:
-    config = tiny_config(epochs=1, accumulate=2, lr=1e-4)
-    trainer = Trainer(config, load("digits", train_samples=120), run_dir, ranks=ranks)
+    config = tiny_config(widths=(1.0,), epochs=1, accumulate=2, lr=1e-4)
+    trainer = Trainer(config, made_data(), run_dir, ranks=ranks)
     grid = trainer.train()
     return [point.to_json() for point in grid], trainer.network.state_dict()
-
-
-def alone(folder: Path) -> dict[str, Any]:
-    """The same in this process."""
-    return everything(ALONE, folder)

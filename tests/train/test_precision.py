@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from oat_edge.config import TrainConfig
 from oat_edge.data import Dataset
-from oat_edge.errors import InputError
+from oat_edge.errors import DependencyError, InputError
 from oat_edge.nn.fold import fold, refold
 from oat_edge.train.loop import Interrupted, Trainer
 from oat_edge.train.precision import resolve_amp, resolve_compile
@@ -49,7 +50,18 @@ def test_a_cpu_takes_bf16_if_it_multiplies_it(
 
 def test_the_cpu_is_not_compiled_for_unless_asked() -> None:
     assert resolve_compile("auto", "cpu") == "off"
-    assert resolve_compile("on", "cpu") == "on"
+
+
+def test_where_there_is_no_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    torch.compiler.reset()
+    with monkeypatch.context() as without:
+        without.setattr(config.cpp, "cxx", ("/no/such/compiler",))
+        without.setattr(config, "force_disable_caches", True)
+        with pytest.raises(DependencyError, match="does not work here") as refused:
+            resolve_compile("on", "cpu")
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("arch", ["resnet8", "mobilenet-v2"])
@@ -106,7 +118,7 @@ def test_a_bf16_run_that_was_stopped_ends_as_one_that_was_not(
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
     record = json.loads((tmp_path / "whole" / "config.json").read_text())
-    assert (record["train"]["amp"], record["train"]["compile"]) == ("bf16", "off")
+    assert TrainConfig.from_json(record["train"]) == config
 
 
 @pytest.mark.slow

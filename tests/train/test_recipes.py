@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from oat_edge.attacks.pgd import training_step_size
 from oat_edge.data import DATASETS
 from oat_edge.errors import InputError
 from oat_edge.nn.zoo import architecture
@@ -62,8 +63,8 @@ def test_the_paper_trains_with_seven_steps_of_its_own_size_where_it_can(data: st
 def test_fast_costs_less_and_still_crosses_the_ball(data: str) -> None:
     config = recipe(data, "fast")
     assert config.attack_steps < recipe(data).attack_steps
-    assert config.attack_alpha is not None
-    assert config.attack_alpha * config.attack_steps >= config.eps
+    assert config.attack_alpha is None  # it follows ε, also another one that is given
+    assert training_step_size(config.eps, config.attack_steps) * config.attack_steps >= config.eps
 
 
 def test_figures_belong_to_settings_not_to_names(monkeypatch: pytest.MonkeyPatch) -> None:

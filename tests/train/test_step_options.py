@@ -12,6 +12,8 @@ from torch import Tensor
 from oat_edge.attacks.pgd import pgd
 from oat_edge.nn.fold import refold
 from oat_edge.nn.network import OATSNetwork
+from oat_edge.train.distributed import ALONE
+from oat_edge.train.shard import Shard, shard
 from oat_edge.train.step import OATSStep, StepOptions
 from tests.conftest import make_network
 
@@ -22,9 +24,9 @@ EPS = 16 / 255
 class Recorded(OATSStep):
     """Notes which widths were attacked."""
 
-    def craft(self, images, labels, knot_index, width, film, generator):  # type: ignore[no-untyped-def]
+    def craft(self, batch, width, film, generator):  # type: ignore[no-untyped-def]
         self.attacked = [*getattr(self, "attacked", []), width]
-        return super().craft(images, labels, knot_index, width, film, generator)
+        return super().craft(batch, width, film, generator)
 
 
 def _step(network: OATSNetwork, **options: object) -> Recorded:
@@ -42,6 +44,11 @@ def _batch(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(len(INDEX), 1, 8, 8, generator=generator)
     return images, torch.randint(0, 10, (len(INDEX),), generator=generator), INDEX
+
+
+def _shard(step: OATSStep, labels: Tensor) -> Shard:
+    images, _, index = _batch()
+    return shard(images, labels, index, step.knots, ALONE)
 
 
 def _plain_step(network: OATSNetwork, step: OATSStep, generator: torch.Generator) -> Tensor:
@@ -135,13 +142,13 @@ def test_the_widest_width_teaches_and_is_not_taught() -> None:
 def test_a_taught_width_does_not_look_at_labels() -> None:
     network = make_network(widths=(0.5, 1.0)).train()
     step, film = _step(network), network.film_tables()
-    images, labels, index = _batch()
-    x_adv = step.craft(images, labels, index, 0.5, film, torch.Generator())
-    _, logits = step.passes(images, labels, index, 1.0, film, x_adv)
-    assert [len(part) for part in logits] == [3, 11]
-    teacher = logits[0].softmax(1), logits[1].softmax(1)
+    _, labels, _ = _batch()
+    x_adv = step.craft(_shard(step, labels), 0.5, film, torch.Generator())
+    _, teacher = step.passes(_shard(step, labels), 1.0, film, x_adv)
+    assert teacher.clean is not None and teacher.robust is not None
+    assert (len(teacher.clean), len(teacher.robust)) == (3, 11)
     taught = [
-        step.passes(images, some, index, 0.5, film, x_adv, teacher)[0]
+        step.passes(_shard(step, some), 0.5, film, x_adv, teacher)[0]
         for some in (labels, (labels + 1) % 10)
     ]
     assert torch.equal(*taught)
@@ -154,9 +161,10 @@ def test_trades_attacks_the_networks_own_output(attack: str, loss: str, uses_lab
     step, film = _step(network, loss=loss, attack=attack), network.film_tables()
     images, labels, index = _batch()
     found = [
-        step.craft(images, some, index, 1.0, film, torch.Generator().manual_seed(0))
+        step.craft(_shard(step, some), 1.0, film, torch.Generator().manual_seed(0))
         for some in (labels, (labels + 1) % 10)
     ]
+    assert found[0] is not None and found[1] is not None
     assert torch.equal(*found) != uses_labels
     logits, lam = step.folded[1.0].at(step.knots[index[index > 0]]), index > 0
     with torch.no_grad():
