@@ -4,8 +4,7 @@ Same mathematics, same batches and random numbers: losses are compared as the st
 straightforward step computes in float32 and attacks the unfolded network, FiLM's MLPs run on every
 sample in every attack step, layers slice the full weights, memory is laid out as torch does by
 default. "folded" is `oat-edge train --amp off`, "folded, NCHW" the same in that memory layout,
-"bf16" `--amp bf16`; "one piece": the attack takes all of torch's threads for the whole batch, not
-one for each part of it. "bf16, compiled" is bf16 with `--compile on`, which compiles for minutes.
+"bf16" `--amp bf16`, "bf16, compiled" that with `--compile on`, which compiles for minutes.
 
     python -m benchmarks.train_step [--arch wrn-16-1] [--batch 32] [--only 'folded; bf16']
 """
@@ -31,14 +30,7 @@ from oat_edge.train.step import OATSStep
 
 EPS, STEPS = 8 / 255, 7
 GOALS = {"wrn-16-1": 2.0, "resnet34": 1.8}  # issue 7: default step against the straightforward one
-CANDIDATES = (
-    "folded, NCHW",
-    "folded, one piece",
-    "folded",
-    "bf16, one piece",
-    "bf16",
-    "bf16, compiled",
-)
+CANDIDATES = ("folded, NCHW", "folded", "bf16", "bf16, compiled")
 # Of first losses. In float64 both steps are one (tests/train/test_step.py, and resnet34's first
 # gradients to 1e-14). In float32 the attack's sign turns rounding into steps of α: weights moved by
 # 1e-7 move the first loss of resnet34 by 0.01, and 40 % of its gradient.
@@ -142,7 +134,6 @@ def make_candidates(
             compute_dtype=torch.bfloat16 if "bf16" in name else None,
             compiled="compiled" in name,
         )
-        step.in_parts &= "one piece" not in name
         laid_out = images.contiguous(memory_format=layout)
         return lambda index, generator: step(laid_out, labels, index, generator)
 

@@ -10,7 +10,6 @@ norm and no slicing are left. The exporter, the training attack and every evalua
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -25,11 +24,10 @@ from oat_edge.nn.slimmable import SlimmableConv2d, SlimmableLinear
 from oat_edge.nn.spread import spread, spread_pays
 
 
-class Affines(threading.local):
-    """The scales and shifts of one forward pass, shared by the layers; not in the module tree.
+class Affines:
+    """The scales and shifts of one forward pass, shared by the layers; not in the module tree."""
 
-    Each thread has its own, so one network can run in several at once.
-    """
+    __slots__ = ("scales", "shifts", "spread")
 
     def __init__(self) -> None:
         self.scales: tuple[Tensor, ...] = ()

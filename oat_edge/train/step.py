@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from oat_edge.attacks.nfgsm import n_fgsm
-from oat_edge.attacks.parallel import in_parts
 from oat_edge.attacks.pgd import pgd, training_step_size
 from oat_edge.config import Attack, Loss, ShareAttack, TrainConfig
 from oat_edge.nn.fold import fold, refold
@@ -102,7 +101,6 @@ class OATSStep:
         self.folded = {
             width: fold(network, width, compute_dtype=compute_dtype) for width in network.widths
         }
-        self.in_parts = not compiled  # threads would all compile
         if compiled:
             for folded in self.folded.values():
                 folded.compile_run()
@@ -186,31 +184,23 @@ class OATSStep:
         x, y, lam, _ = batch.robust
         folded = self.folded[width]
         refold(folded, self.network, width, film=film)
+        logits = folded.at(lam)
         if not self.robust_loss.attacks_labels:
             # Away from the clean output: the KL of TRADES has the gradient of this cross-entropy.
             with torch.no_grad():
-                y = folded(x, lam).softmax(dim=1)
-
-        def attack(part: slice, generator: torch.Generator, among: Tensor) -> Tensor:
-            logits = folded.at(lam[part])
-            if self.options.attack == "n-fgsm":
-                return n_fgsm(
-                    logits, x[part], y[part], eps=self.eps, generator=generator, among=among
-                )
-            return pgd(
-                logits,
-                x[part],
-                y[part],
-                eps=self.eps,
-                steps=self.attack_steps,
-                alpha=self.attack_alpha,
-                generator=generator,
-                among=among,
-            )
-
-        if not self.in_parts:
-            return attack(slice(None), generator, batch.among)
-        return in_parts(attack, batch.among, generator)
+                y = logits(x).softmax(dim=1)
+        if self.options.attack == "n-fgsm":
+            return n_fgsm(logits, x, y, eps=self.eps, generator=generator, among=batch.among)
+        return pgd(
+            logits,
+            x,
+            y,
+            eps=self.eps,
+            steps=self.attack_steps,
+            alpha=self.attack_alpha,
+            generator=generator,
+            among=batch.among,
+        )
 
     def passes(
         self,
