@@ -5,7 +5,6 @@ Lengths are inches, places in the map are cells; rows count from the top.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oat_edge.bench.style import INK, PALE_INK, SEPARATOR, STYLE, check_suffix, save_figure
+from oat_edge.bench.style import INK, PALE_INK, STYLE, check_suffix, save_figure, wrapped
 from oat_edge.evaluation.transfer import TransferGrid
 from oat_edge.operating_point import OperatingPoint
 from oat_edge.require import require
@@ -90,7 +89,7 @@ class _Frame:
         cell = min(MAX_CELL, (MAX_WIDTH - LEFT - RIGHT) / num_across)
         across, down = cell * num_across, cell * num_down
         width = max(LEFT + across + RIGHT, MIN_WIDTH)
-        lines = _wrapped(caption, int(72 * (width - 0.2) / (0.5 * SMALL_PT)))
+        lines = wrapped(caption, int(72 * (width - 0.2) / (0.5 * SMALL_PT)))
         bottom = BOTTOM + LINE * len(lines)
         return cls(
             width=width,
@@ -107,17 +106,6 @@ class _Frame:
         """Axes as high as the map, `x` from its left edge, as matplotlib takes them."""
         x, y = (self.left + x) / self.width, self.bottom / self.height
         return x, y, width / self.width, self.down / self.height
-
-
-def _wrapped(caption: str, num_letters: int) -> list[str]:
-    """Lines that break between the caption's parts, or inside a part that is a line by itself."""
-    lines: list[str] = []
-    for part in caption.split(SEPARATOR):
-        if lines and len(lines[-1] + SEPARATOR + part) <= num_letters:
-            lines[-1] += SEPARATOR + part
-        else:
-            lines += textwrap.wrap(part, num_letters)
-    return lines
 
 
 def _places(points: Sequence[OperatingPoint]) -> Float64:

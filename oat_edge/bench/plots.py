@@ -9,26 +9,27 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from oat_edge.bench.captions import caption
 from oat_edge.bench.labels import Float64, place_labels
 from oat_edge.bench.report import Report, Row
 from oat_edge.bench.style import (
     COLOURS,
     INK,
+    LETTERS_PER_INCH,
     MARKERS,
     PALE_INK,
-    SEPARATOR,
     STYLE,
     check_suffix,
-    format_eps,
     save_figure,
+    wrapped,
 )
 from oat_edge.calib.operating_points import pareto_front
 from oat_edge.errors import InputError
 from oat_edge.evaluation.accuracy import wilson_interval
 from oat_edge.evaluation.pack_set import WORST
-from oat_edge.evaluation.transfer import TransferGrid
 from oat_edge.require import require
 
+SIZE_INCH = 7.2, 3.5
 LABEL_PT, MARKER_PT = 6.5, 4.5
 COINCIDE_PT = MARKER_PT / 2
 # Of long names, which say format and precision, too.
@@ -63,7 +64,7 @@ def plot_tradeoff(report: Report, path: Path) -> None:
     matplotlib = require("matplotlib", purpose="drawing plots")
     figures = require("matplotlib.figure", purpose="drawing plots")
     with matplotlib.rc_context(STYLE):
-        figure = figures.Figure(figsize=(7.2, 3.5), layout="constrained")
+        figure = figures.Figure(figsize=SIZE_INCH, layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         lines = _lines(rows)
         _draw_accuracy(left, lines)
@@ -76,7 +77,8 @@ def plot_tradeoff(report: Report, path: Path) -> None:
         )
         columns = len(names) if len(report.kinds) == 1 else LEGEND_COLUMNS
         figure.legend(handles, names, loc="outside upper center", ncols=columns)
-        figure.supxlabel(_caption(report, rows), fontsize=7.5, color=PALE_INK)
+        below = wrapped(caption(report, rows), int(SIZE_INCH[0] * LETTERS_PER_INCH))
+        figure.supxlabel("\n".join(below), fontsize=7.5, color=PALE_INK)
         figure.draw_without_rendering()  # settles the layout, which the labels depend on
         _label_lambdas(left, lines, lambda row: 100 * (row.standard_accuracy or 0.0), [])
         _label_lambdas(right, lines, _p50_ms, [front])
@@ -258,46 +260,3 @@ def _interval(percent: Sequence[float], rows: Sequence[Row]) -> Any:
     n = np.array([row.num_samples or 1 for row in rows])
     low, high = wilson_interval(share * n, n)
     return 100 * np.maximum([share - low, high - share], 0.0)
-
-
-def transfer_caption(report: Report, grid: TransferGrid) -> str:
-    """Device, n, attack and ε of a heat map, in one line."""
-    settings = report.settings.get("attacks", {}).get(grid.attack, {})
-    eps = f", ε = {format_eps(settings['eps'])}" if "eps" in settings else ""
-    backends = dict.fromkeys(f"{row.backend} {row.precision}" for row in report.transfer_rows)
-    return SEPARATOR.join(
-        [
-            _device(report),
-            ", ".join(backends),
-            f"attack {grid.attack}{eps}",
-            f"n = {grid.num_samples:,}",
-        ]
-    )
-
-
-def _caption(report: Report, rows: Sequence[Row]) -> str:
-    """Device, threads, n, attacks and ε, in one line."""
-    attacks = sorted({name for row in rows for name in row.robust_accuracy} - {WORST})
-    radii = {settings["eps"] for settings in report.settings.get("attacks", {}).values()}
-    eps = ", ".join(format_eps(value) for value in sorted(radii))
-    sizes = sorted({row.num_samples or 0 for row in rows})
-    several = len({row.kind for row in rows}) > 1  # then the legend has the precisions
-    backends = ", ".join(
-        dict.fromkeys(row.backend if several else f"{row.backend} {row.precision}" for row in rows)
-    )
-    on_cpu = report.environment.device.kind == "cpu"
-    threads = f", {report.settings.get('threads')} threads" if on_cpu else ""
-    return SEPARATOR.join(
-        [
-            _device(report),
-            f"{backends}{threads}",
-            f"n = {'–'.join(f'{size:,}' for size in dict.fromkeys((sizes[0], sizes[-1])))}",
-            f"attack {', '.join(attacks)}" + (f", ε = {eps}" if eps else ""),
-            "bars: 95 % intervals",
-        ]
-    )
-
-
-def _device(report: Report) -> str:
-    device = report.environment.device
-    return device.board or device.model or device.machine

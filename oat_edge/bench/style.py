@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ INK = "#222222"
 PALE_INK = "#555555"
 SEPARATOR = "   ·   "
 """Between the parts of a caption."""
+LETTERS_PER_INCH = 16  # of a caption
 STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
@@ -47,6 +49,17 @@ def check_suffix(path: Path) -> None:
     """Raise `InputError` for a format that plots are not written in."""
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"plot is '{path}': expected a name that ends in .png or .svg")
+
+
+def wrapped(caption: str, num_letters: int) -> list[str]:
+    """Lines that break between the caption's parts, or inside a part that is a line by itself."""
+    lines: list[str] = []
+    for part in caption.split(SEPARATOR):
+        if lines and len(lines[-1] + SEPARATOR + part) <= num_letters:
+            lines[-1] += SEPARATOR + part
+        else:
+            lines += textwrap.wrap(part, num_letters)
+    return lines
 
 
 def save_figure(figure: Any, path: Path) -> None:

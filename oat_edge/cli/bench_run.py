@@ -183,7 +183,8 @@ def _cell_json(one: Planned) -> dict[str, Any]:
 
 def draw(report: Report, plot: Path, console: Console) -> None:
     """Draw the trade-off to `plot`, and the heat map of each transfer grid beside it."""
-    from oat_edge.bench.plots import plot_tradeoff, transfer_caption
+    from oat_edge.bench.captions import transfer_caption
+    from oat_edge.bench.plots import plot_tradeoff
 
     plot_tradeoff(report, plot)
     console.print(f"plot: {plot}", markup=False)

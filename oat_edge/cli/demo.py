@@ -69,6 +69,6 @@ def demo(
     report = run_bench(BenchRequest(config=quick), bundle, console)
     draw(report, out / "tradeoff.png", console)
 
-    console.print("\n4/4  oat-edge calibrate --prefer standard", style="bold", markup=False)
-    choose(bundle=out, prefer="standard", max_lambdas=4)
+    console.print("\n4/4  oat-edge calibrate --prefer robust", style="bold", markup=False)
+    choose(bundle=out, prefer="robust", max_lambdas=4)
     console.print(f"done in {time.monotonic() - started:.0f} s", markup=False)

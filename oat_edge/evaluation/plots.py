@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from oat_edge.bench.heatmap import plot_transfer, transfer_paths
 from oat_edge.bench.style import (
     COLOURS,
     INK,
+    LETTERS_PER_INCH,
     MARKERS,
     PALE_INK,
     SEPARATOR,
@@ -19,6 +19,7 @@ from oat_edge.bench.style import (
     check_suffix,
     format_eps,
     save_figure,
+    wrapped,
 )
 from oat_edge.evaluation.config import GRAPH_ATTACK
 from oat_edge.evaluation.pack_set import TRANSFER, WORST
@@ -26,7 +27,6 @@ from oat_edge.evaluation.report import EvalReport, EvalRow
 from oat_edge.require import require
 
 PANELS_PER_ROW = 3
-LETTERS_PER_INCH = 18  # of the caption
 # Attacks as people write them, in the order of tables and legends.
 TITLES = {
     "pgd20": "PGD-20",
@@ -79,8 +79,7 @@ def plot_evaluation(report: EvalReport, path: Path) -> tuple[Path, ...]:
             handletextpad=0.5,
             columnspacing=1.3,
         )
-        lines = textwrap.wrap(_caption(report), int(size[0] * LETTERS_PER_INCH))
-        caption = "\n".join(line.strip(SEPARATOR) for line in lines)
+        caption = "\n".join(wrapped(_caption(report), int(size[0] * LETTERS_PER_INCH)))
         figure.supxlabel(caption, fontsize=7.5, color=PALE_INK)
         save_figure(figure, path)
     beside = transfer_paths(path, [grid.attack for grid in report.transfer])

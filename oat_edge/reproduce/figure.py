@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from oat_edge.bench.labels import place_labels
 from oat_edge.bench.style import (
     COLOURS,
     INK,
+    LETTERS_PER_INCH,
     MARKERS,
     PALE_INK,
     SEPARATOR,
@@ -19,12 +19,13 @@ from oat_edge.bench.style import (
     check_suffix,
     format_eps,
     save_figure,
+    wrapped,
 )
 from oat_edge.reproduce.report import ReproduceReport, Row
 from oat_edge.reproduce.spread import Spread
 from oat_edge.require import require
 
-LABEL_PT, LETTERS_PER_INCH = 7.0, 18
+LABEL_PT = 7.0
 SIZE_INCH = (5.2, 4.1)
 
 
@@ -45,8 +46,7 @@ def plot_comparison(report: ReproduceReport, path: Path) -> None:
         axes.set(xlabel="Standard accuracy (%)", ylabel="Robust accuracy (%)")
         axes.margins(0.07)
         figure.legend(loc="outside upper center", ncols=2 if len(series) > 3 else len(series))
-        lines = textwrap.wrap(_caption(report), int(SIZE_INCH[0] * LETTERS_PER_INCH))
-        caption = "\n".join(line.strip(SEPARATOR) for line in lines)
+        caption = "\n".join(wrapped(_caption(report), int(SIZE_INCH[0] * LETTERS_PER_INCH)))
         figure.supxlabel(caption, fontsize=7, color=PALE_INK)
         figure.draw_without_rendering()  # settles the layout, which the labels depend on
         _label(axes, series)

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from oat_edge.bench.plots import plot_tradeoff, transfer_caption
+from oat_edge.bench.captions import transfer_caption
+from oat_edge.bench.plots import plot_tradeoff
 from oat_edge.bench.style import COLOURS
 from oat_edge.errors import DependencyError, InputError
 
@@ -97,6 +98,24 @@ def test_caption_of_a_heat_map_says_what_was_measured_where(benched):
         caption = transfer_caption(benched.report, grid)
         parts = (f"attack {grid.attack}, ε = 8/255", "n = 12", "onnxruntime-cpu fp32")
         assert all(part in caption for part in parts)
+
+
+def test_a_caption_of_many_parts_stays_inside_the_figure(benched, tmp_path, monkeypatch):
+    from oat_edge.bench import plots
+
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    many = {f"pgd20-number-{i}": 0.5 for i in range(6)}
+    rows = [
+        dataclasses.replace(row, robust_accuracy={**row.robust_accuracy, **many})
+        for row in benched.report.knob_rows
+        if row.worst is not None
+    ]
+    plot_tradeoff(dataclasses.replace(benched.report, rows=tuple(rows)), tmp_path / "many.png")
+    (figure,) = drawn
+    box = figure._supxlabel.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+    assert figure._supxlabel.get_text().count("\n") >= 1
 
 
 def test_formats_and_precisions_are_lines_of_their_own(benched, tmp_path):

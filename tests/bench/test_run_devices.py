@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from oat_edge.bench.plots import transfer_caption
+from oat_edge.bench.captions import transfer_caption
 from oat_edge.bench.run import bench_bundle
 from oat_edge.device.system import System
 from oat_edge.errors import DependencyError
