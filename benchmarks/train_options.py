@@ -103,7 +103,7 @@ def main() -> None:
             cost = step_cost(configs, dataset, arguments.rounds)
     for line in table(found, cost):
         print(line)
-    value = {name: str(v) if isinstance(v, Path) else v for name, v in vars(arguments).items()}
+    value = {name: v.name if isinstance(v, Path) else v for name, v in vars(arguments).items()}
     name = arguments.name or f"train-options-{arguments.data}"
     save(name, {"arguments": value, "recipe": base.to_json(), "cost": cost, "grids": found})
 
