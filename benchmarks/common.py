@@ -13,8 +13,8 @@ from rich.console import Console
 
 from oat_edge.bench.environment import collect
 from oat_edge.bench.latency import gc_paused
-from oat_edge.config import NetworkSpec
 from oat_edge.files import write_json
+from oat_edge.network_spec import NetworkSpec
 
 RESULTS = Path(__file__).parent / "results"
 console = Console(width=100, highlight=False)

@@ -23,9 +23,9 @@ import torch
 
 from benchmarks.common import console, interleaved, ratio, save, small_image_spec
 from benchmarks.inference import randomised
-from oat_edge.config import NetworkSpec
 from oat_edge.errors import DependencyError, OatEdgeError
 from oat_edge.exporters.to_onnx import export
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.nn.fold import FoldedNetwork, fold
 from oat_edge.nn.zoo import build_network
 from oat_edge.runtime.cuda import gpu

@@ -22,8 +22,8 @@ import torch
 from benchmarks.common import console, interleaved, ratio, save, small_image_spec
 from benchmarks.straightforward import StraightforwardNetwork
 from oat_edge.bench.throughput import available_cores
-from oat_edge.config import NetworkSpec
 from oat_edge.exporters.to_onnx import OPSET, export
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.nn.fold import fold
 from oat_edge.nn.network import OATSNetwork
 from oat_edge.nn.zoo import build_network

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import console, interleaved, save
 from benchmarks.inference import export_plainly, make_files, randomised
-from oat_edge.config import NetworkSpec
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.nn.fold import ChannelAffine, FoldedNetwork, fold
 from oat_edge.nn.zoo import build_network
 

@@ -27,10 +27,10 @@ from oat_edge.attacks.square import square_attack
 from oat_edge.attacks.stages import run_stage, still_right
 from oat_edge.cli.console import plain_table
 from oat_edge.cli.export import load_test_data
-from oat_edge.config import NetworkSpec
 from oat_edge.data import Split
 from oat_edge.evaluation.checks import Check, check_randomised, check_square
 from oat_edge.evaluation.pack import chosen_indices
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.nn.fold import fold
 from oat_edge.train.checkpoint import load_checkpoint
 

@@ -66,8 +66,8 @@ def tune_affines(
     """
     import torch
 
-    from oat_edge.train.loop import cosine
     from oat_edge.train.sampling import generator_for, sample_knots
+    from oat_edge.train.schedule import cosine
     from oat_edge.train.step import OATSStep, StepOptions
 
     num_knots = len(network.knots)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from oat_edge.calib.bn_affine import tune_affines
 from oat_edge.calib.bn_statistics import Change, StatisticsConfig, estimate_statistics
 from oat_edge.calib.width_error import Judge, WidthError
-from oat_edge.config import NetworkSpec, TrainConfig
+from oat_edge.config import TrainConfig
 from oat_edge.data.splits import permutation
 from oat_edge.errors import InputError
 from oat_edge.files import exclusive_lock, point_latest, sha256_file, write_json
+from oat_edge.network_spec import NetworkSpec
 
 if TYPE_CHECKING:
     from oat_edge.data import Dataset

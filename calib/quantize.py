@@ -6,27 +6,25 @@ one that hurts most alone first, until it is not, or half of them would have to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from oat_edge.calib.batches import STREAM, CalibrationSet, make_batches
+from oat_edge.calib.batches import CalibrationSet, make_batches
 from oat_edge.calib.cache import cached_ranges
+from oat_edge.calib.check_images import Attackable, check_split, spread_mask
 from oat_edge.calib.config import QuantizeConfig
-from oat_edge.calib.drop import SEED, Changes, DropCheck
+from oat_edge.calib.drop import Changes, DropCheck
 from oat_edge.calib.ranges import Ranges
-from oat_edge.data.dataset import Dataset, Split
-from oat_edge.data.splits import permutation
+from oat_edge.data.dataset import Dataset
 from oat_edge.errors import GateError
 from oat_edge.runtime.ort import OrtRunner
 from oat_edge.runtime.runner import Runner, RunnerIO
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from oat_edge.nn.fold import FoldedNetwork
 
 Say = Callable[..., None]
@@ -131,7 +129,7 @@ class _Work:
                 text = f"accuracy with {self._share(kept)} layers in float32"
                 self.say(text)
                 model = self._int8(ranges, kept)
-                network = _Attackable(model, self.io.pinned_lambda)
+                network = Attackable(model, self.io.pinned_lambda)
                 with self._open(model, "int8") as int8:
                     return model, check.changes(
                         fp32, int8, network, lambda share: self.say(text, share)
@@ -209,7 +207,7 @@ class _Work:
         self.say(text)
         return DropCheck(
             self.folded,
-            _others(self.dataset, calibration, self.config.check_images),
+            check_split(self.dataset, calibration, self.config.check_images),
             lambdas=self.lambdas,
             num_images=self.config.check_images,
             eps=self.attack.eps,
@@ -259,7 +257,7 @@ class _Work:
     def _sensitivity(self, ranges: Ranges, check: DropCheck, fp32: Runner) -> dict[str, float]:
         """By layer, worst first: relative error of the logits with it alone in int8."""
         samples = [
-            next(one.take(_every(len(one), SENSITIVITY_SAMPLES)).batches())
+            next(one.take(spread_mask(len(one), SENSITIVITY_SAMPLES)).batches())
             for one in (*check.clean, *check.attacked)
         ]
 
@@ -292,39 +290,3 @@ class _Work:
             return OrtRunner(path, self.io, precision=precision)
         finally:
             path.unlink()
-
-
-class _Attackable:
-    """A graph that attacks can ask for any λ; one with λ pinned has its own at all of them."""
-
-    def __init__(self, model: Any, pinned_lambda: float | None) -> None:
-        from oat_edge.nn.graph_network import GraphNetwork
-
-        self._graph, self._pinned = GraphNetwork(model), pinned_lambda is not None
-
-    def at(self, lam: Tensor) -> Callable[[Tensor], Tensor]:
-        return self._graph.at(None if self._pinned else lam)
-
-    def buffers(self) -> Iterator[Tensor]:
-        return self._graph.buffers()
-
-
-def _others(dataset: Dataset, calibration: CalibrationSet, num: int) -> Split:
-    """The validation split, filled up to `num` with what calibration left of the training split.
-
-    Images that were trained on are right with room to spare: they would hide what int8 costs.
-    """
-    missing = max(num - len(dataset.val), 0)
-    left = np.setdiff1d(np.arange(len(dataset.train)), calibration.indices)
-    rest = dataset.train.take(left[permutation(len(left), (SEED, STREAM))[:missing]])
-    return Split(
-        images=np.concatenate([dataset.val.images, rest.images]),
-        labels=np.concatenate([dataset.val.labels, rest.labels]),
-    )
-
-
-def _every(num: int, wanted: int) -> Any:
-    """Mask (num,) of about `wanted` samples spread over all."""
-    mask = np.zeros(num, dtype=bool)
-    mask[np.linspace(0, num - 1, min(num, wanted)).round().astype(int)] = True
-    return mask

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oat_edge.calib.config import QuantizeConfig
-from oat_edge.config import check_range
+from oat_edge.dataclass_json import check_range
 from oat_edge.errors import InputError
 from oat_edge.runtime.recipe import PRECISIONS, Recipe
 

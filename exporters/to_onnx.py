@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from oat_edge import __version__
 from oat_edge.bundle import Artifact
-from oat_edge.config import NetworkSpec
 from oat_edge.errors import BuildError
 from oat_edge.files import sha256_file, write_bytes
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.require import require
 
 if TYPE_CHECKING:

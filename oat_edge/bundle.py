@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from oat_edge import __version__
-from oat_edge.config import NetworkSpec, check_range, from_json
+from oat_edge.dataclass_json import check_range, from_json
 from oat_edge.errors import InputError
 from oat_edge.files import exclusive_lock, point_latest, read_json, sha256_file, write_json
+from oat_edge.network_spec import NetworkSpec
 
 SCHEMA = "oat-edge/bundle/1"
 MANIFEST = "manifest.json"

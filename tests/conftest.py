@@ -27,8 +27,9 @@ from hypothesis import settings
 
 import oat_edge
 from oat_edge.bundle import Bundle
-from oat_edge.config import NetworkSpec, TrainConfig
+from oat_edge.config import TrainConfig
 from oat_edge.data import Dataset, load
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.nn.network import OATSNetwork
 from oat_edge.nn.zoo import build_network
 from oat_edge.train.recipes import recipe

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oat_edge.bundle import MANIFEST, Artifact, Bundle, _digest, add_artifacts, save_manifest
-from oat_edge.config import NetworkSpec
 from oat_edge.errors import InputError
 from oat_edge.files import sha256_file
+from oat_edge.network_spec import NetworkSpec
 
 CHECKPOINT = "c" * 64
 

@@ -80,7 +80,7 @@ ADDER = """
 import json, sys
 from pathlib import Path
 from oat_edge.bundle import Artifact, add_artifacts
-from oat_edge.config import NetworkSpec
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.files import sha256_file
 folder, letter = Path(sys.argv[1]), sys.argv[2]
 spec = NetworkSpec.from_json(json.loads(sys.argv[3]))

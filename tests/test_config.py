@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oat_edge.config import NetworkSpec, TrainConfig
+from oat_edge.config import TrainConfig
 from oat_edge.errors import InputError
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.train.recipes import RECIPES, recipe
 
 SPEC = {"arch": "resnet8", "class_names": ("a", "b"), "image_shape": (1, 8, 8), "eps": 0.1}

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from oat_edge.config import NetworkSpec
 from oat_edge.data import Dataset, Split
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.train.checkpoint import Checkpoint
 
 SHAPE = (1, 4, 4)

@@ -20,7 +20,7 @@ from oat_edge.bench.profile import profile_artifact
 from oat_edge.bench.records import outcome_to_json, part_to_json, warm_up_to_json
 from oat_edge.bench.requests import measurable_of, open_runner_of, throughput_ips
 from oat_edge.bundle import Artifact, Bundle
-from oat_edge.config import from_json
+from oat_edge.dataclass_json import from_json
 from oat_edge.runtime.engines import obtain_engine
 from oat_edge.runtime.runner import Float32
 from oat_edge.runtime.worker import Ask, Event

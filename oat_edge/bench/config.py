@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from oat_edge.config import check_range
+from oat_edge.dataclass_json import check_range
 from oat_edge.errors import InputError
 
 DeviceName = Literal["cpu", "cuda", "jetson"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,49 @@ Float64 = npt.NDArray[np.float64]
 
 # Directions in order of preference, as multiples of the distance.
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8))
+
+
+class Label(NamedTuple):
+    """A text beside a point."""
+
+    data: Float64
+    """(2,) where the point is, in the axes' data."""
+    place: Float64
+    """(2,) the same in display coordinates."""
+    text: str
+    colour: str
+
+
+def draw_labels(
+    axes: Any, labels: Sequence[Label], lines: Sequence[Float64], *, size_pt: float, marker: float
+) -> None:
+    """Write what finds room beside its point, first come, first served.
+
+    lines and marker: as `place_labels` takes them. size_pt: of the font. The layout is settled
+    (`figure.draw_without_rendering`).
+    """
+    # A light patch, not an outline: outlined text becomes shapes in SVG.
+    patch = {"boxstyle": "square,pad=0.06", "fc": "white", "ec": "none", "alpha": 0.75}
+    sizes = [(0.56 * size_pt * len(label.text), 0.85 * size_pt) for label in labels]
+    box = axes.bbox.transformed(axes.figure.dpi_scale_trans.inverted())
+    bounds = (box.x0 * 72 + 1, box.y0 * 72 + 1, box.x1 * 72 + 6, box.y1 * 72 + 2)
+    places = np.array([label.place for label in labels])
+    centres = place_labels(places, np.array(sizes), lines, bounds=bounds, marker=marker)
+    for label, centre in zip(labels, centres, strict=True):
+        if centre is None:
+            continue
+        axes.annotate(
+            label.text,
+            label.data,
+            xytext=(centre[0] - label.place[0], centre[1] - label.place[1]),
+            textcoords="offset points",
+            ha="center",
+            va="center_baseline",
+            fontsize=size_pt,
+            color=label.colour,
+            bbox=patch,
+            zorder=1.9,  # over the bars, under the lines
+        )
 
 
 def place_labels(

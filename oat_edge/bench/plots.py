@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from oat_edge.bench.captions import caption
-from oat_edge.bench.labels import Float64, place_labels
+from oat_edge.bench.labels import Float64, Label, draw_labels
 from oat_edge.bench.report import Report, Row
 from oat_edge.bench.style import (
     COLOURS,
@@ -34,10 +34,6 @@ LABEL_PT, MARKER_PT = 6.5, 4.5
 COINCIDE_PT = MARKER_PT / 2
 # Of long names, which say format and precision, too.
 LEGEND_COLUMNS = 3
-
-
-# Data coordinates, display coordinates in points, text and colour.
-_Label: TypeAlias = tuple[Float64, Float64, str, str]
 
 
 def plot_tradeoff(report: Report, path: Path) -> None:
@@ -177,11 +173,9 @@ def _label_lambdas(
     other_lines: Sequence[Float64],
 ) -> None:
     """Write λ beside the markers; the ends first, so that they win where space is short."""
-    # A light patch, not an outline: outlined text becomes shapes in SVG.
-    patch = {"boxstyle": "square,pad=0.06", "fc": "white", "ec": "none", "alpha": 0.75}
     points_per_pixel = 72.0 / axes.figure.dpi
     lines = [axes.transData.transform(line) * points_per_pixel for line in other_lines]
-    todo: list[_Label] = []
+    todo: list[Label] = []
     for network in networks:
         rows = network.rows
         data = np.column_stack([[x_of(row) for row in rows], _percent(rows, WORST)])
@@ -190,32 +184,12 @@ def _label_lambdas(
         for index, row in enumerate(rows):
             end = index in (0, len(rows) - 1)
             name = f"λ={row.lam:g}" if end else f"{row.lam:g}"
-            todo.append((data[index], display[index], name, network.style["color"]))
-    todo.sort(key=lambda item: not item[2].startswith("λ"))
-    todo = _without_repeats(todo)
-    points = np.array([place for _, place, _, _ in todo])
-    sizes = np.array([(0.56 * LABEL_PT * len(name), 0.85 * LABEL_PT) for _, _, name, _ in todo])
-    box = axes.bbox.transformed(axes.figure.dpi_scale_trans.inverted())
-    bounds = (box.x0 * 72 + 1, box.y0 * 72 + 1, box.x1 * 72 + 6, box.y1 * 72 + 2)
-    centres = place_labels(points, sizes, lines, bounds=bounds)
-    for (data_xy, place, name, colour), centre in zip(todo, centres, strict=True):
-        if centre is None:
-            continue
-        axes.annotate(
-            name,
-            data_xy,
-            xytext=(centre[0] - place[0], centre[1] - place[1]),
-            textcoords="offset points",
-            ha="center",
-            va="center_baseline",
-            fontsize=LABEL_PT,
-            color=colour,
-            bbox=patch,
-            zorder=1.9,  # over the bars, under the lines
-        )
+            todo.append(Label(data[index], display[index], name, network.style["color"]))
+    todo.sort(key=lambda label: not label.text.startswith("λ"))
+    draw_labels(axes, _without_repeats(todo), lines, size_pt=LABEL_PT, marker=6.0)
 
 
-def _without_repeats(todo: Sequence[_Label]) -> list[_Label]:
+def _without_repeats(todo: Sequence[Label]) -> list[Label]:
     """Of labels that say the same of points that lie on each other the last: its is on top."""
 
     def repeated(index: int) -> bool:

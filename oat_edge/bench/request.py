@@ -18,7 +18,7 @@ from oat_edge.bench.results import Results
 from oat_edge.bench.run import bench_bundle
 from oat_edge.bench.side_by_side import LATENCY, measured, rounds_of
 from oat_edge.bundle import Bundle
-from oat_edge.config import from_json
+from oat_edge.dataclass_json import from_json
 from oat_edge.device.control import held, restore_leftover
 from oat_edge.device.one_bench import one_bench_at_a_time
 from oat_edge.device.system import System

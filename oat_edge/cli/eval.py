@@ -30,9 +30,9 @@ from oat_edge.require import require
 from oat_edge.runtime.artifacts import choose_widths
 
 if TYPE_CHECKING:
-    from oat_edge.config import NetworkSpec
     from oat_edge.evaluation.meter import Progress
     from oat_edge.evaluation.report import EvalReport
+    from oat_edge.network_spec import NetworkSpec
 
 
 def evaluate(

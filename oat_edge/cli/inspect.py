@@ -17,9 +17,9 @@ from oat_edge.calib.goal import LATENCY, ROBUST, STANDARD
 from oat_edge.calib.operating_point_file import REMEDY, SCHEMA, OperatingPointFile
 from oat_edge.cli.console import make_console, plain_table
 from oat_edge.cli.int8_line import int8_line
-from oat_edge.config import NetworkSpec
 from oat_edge.errors import InputError
 from oat_edge.files import read_json
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.runtime.recipe import Recipe
 
 CHECKPOINT = "checkpoint.safetensors"

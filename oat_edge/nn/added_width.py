@@ -14,8 +14,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from oat_edge.config import NetworkSpec
 from oat_edge.errors import InputError
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.nn.heads import WidthHeads
 from oat_edge.nn.network import OATSNetwork
 from oat_edge.nn.zoo import build_network

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from oat_edge.conditioning import check_knots
-from oat_edge.config import Conditioning, Encoding, Heads, check_conditioning, check_widths
 from oat_edge.errors import InputError
+from oat_edge.network_spec import Conditioning, Encoding, Heads, check_conditioning, check_widths
 from oat_edge.nn.condition import Condition
 from oat_edge.nn.conditional_norm import ConditionalBatchNorm2d
 from oat_edge.nn.film import FiLM, KnotTable, encode_knots

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oat_edge.config import Encoding
+from oat_edge.network_spec import Encoding
 
 
 def encode_knots(

@@ -16,7 +16,7 @@ from oat_edge.nn.condition import HatWeights
 from oat_edge.nn.spread import spread
 
 if TYPE_CHECKING:
-    from oat_edge.config import Conditioning
+    from oat_edge.network_spec import Conditioning
     from oat_edge.nn.condition import Condition
     from oat_edge.nn.conditional_norm import ConditionalBatchNorm2d
 

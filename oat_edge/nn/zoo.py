@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from oat_edge.config import NetworkSpec
 from oat_edge.errors import InputError
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.nn.convert import convert
 from oat_edge.nn.mobilenet import MobileNetV2
 from oat_edge.nn.network import Normalize, OATSNetwork

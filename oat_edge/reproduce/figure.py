@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from oat_edge.bench.labels import place_labels
+from oat_edge.bench.labels import Label, draw_labels
 from oat_edge.bench.style import (
     COLOURS,
     INK,
@@ -125,7 +125,6 @@ def _draw(axes: Any, name: str, rows: list[Row], style: dict[str, Any]) -> None:
 
 def _label(axes: Any, series: Series) -> None:
     """Write λ beside OATS at width 1 and the dedicated networks; the other curves run alike."""
-    patch = {"boxstyle": "square,pad=0.06", "fc": "white", "ec": "none", "alpha": 0.75}
     points_per_pixel = 72.0 / axes.figure.dpi
     lines, todo = [], []
     for _, rows, style in series:
@@ -136,28 +135,11 @@ def _label(axes: Any, series: Series) -> None:
             continue
         for row, data, place in zip(rows, _percent(rows), display, strict=True):
             end = row in (rows[0], rows[-1])
-            todo.append((f"λ={row.lam:g}" if end else f"{row.lam:g}", data, place, style["color"]))
+            name = f"λ={row.lam:g}" if end else f"{row.lam:g}"
+            todo.append(Label(data, place, name, style["color"]))
     # The ends first, so that they win where space is short.
-    todo.sort(key=lambda item: not item[0].startswith("λ"))
-    places = np.array([place for _, _, place, _ in todo])
-    sizes = np.array([(0.56 * LABEL_PT * len(text), 0.85 * LABEL_PT) for text, _, _, _ in todo])
-    box = axes.bbox.transformed(axes.figure.dpi_scale_trans.inverted())
-    bounds = (box.x0 * 72 + 1, box.y0 * 72 + 1, box.x1 * 72 + 6, box.y1 * 72 + 2)
-    centres = place_labels(places, sizes, lines, bounds=bounds, marker=7.0)
-    for (text, data, place, colour), centre in zip(todo, centres, strict=True):
-        if centre is not None:
-            axes.annotate(
-                text,
-                data,
-                xytext=(centre[0] - place[0], centre[1] - place[1]),
-                textcoords="offset points",
-                ha="center",
-                va="center_baseline",
-                fontsize=LABEL_PT,
-                color=colour,
-                bbox=patch,
-                zorder=1.9,
-            )
+    todo.sort(key=lambda label: not label.text.startswith("λ"))
+    draw_labels(axes, todo, lines, size_pt=LABEL_PT, marker=7.0)
 
 
 def _percent(rows: list[Row]) -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from oat_edge.config import from_json
+from oat_edge.dataclass_json import from_json
 from oat_edge.errors import InputError
 
 # Formats of engines, and the module that builds and runs each.

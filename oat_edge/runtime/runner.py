@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oat_edge.config import NetworkSpec
 from oat_edge.errors import InputError
+from oat_edge.network_spec import NetworkSpec
 
 Float32 = npt.NDArray[np.float32]
 

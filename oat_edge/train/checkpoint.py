@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oat_edge.config import NetworkSpec
 from oat_edge.errors import InputError
 from oat_edge.files import sha256_file, write_bytes
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.nn.network import OATSNetwork
 from oat_edge.nn.zoo import build_network
 from oat_edge.require import require

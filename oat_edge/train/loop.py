@@ -7,7 +7,6 @@ was not.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,20 +17,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from oat_edge.config import NetworkSpec, TrainConfig
+from oat_edge.config import TrainConfig
 from oat_edge.data import Dataset
 from oat_edge.errors import InputError, OatEdgeError
-from oat_edge.files import exclusive_lock, point_latest, remove_temporaries, write_bytes, write_json
 from oat_edge.nn.fold import fold
 from oat_edge.nn.network import OATSNetwork
 from oat_edge.nn.zoo import build_network
 from oat_edge.train.averaging import Average
 from oat_edge.train.batches import Batches
-from oat_edge.train.checkpoint import CHECKPOINT, save_checkpoint
 from oat_edge.train.distributed import ALONE, Ranks
 from oat_edge.train.overfitting import RobustOverfitting, robust_overfitting
 from oat_edge.train.precision import DTYPES
-from oat_edge.train.state import TRAIN_STATE, TrainState, load_state, save_state
+from oat_edge.train.run_files import RunFiles, check_new
+from oat_edge.train.schedule import averages_after, rate_at
+from oat_edge.train.state import TRAIN_STATE, TrainState, load_state
 from oat_edge.train.step import OATSStep, StepOptions
 from oat_edge.train.validate import PointAccuracy, grid_score, validate
 
@@ -80,7 +79,6 @@ class Trainer:
         ranks.check_same("settings", config.to_json())
         ranks.check_same("data", dataset.record["splits"])
         self.state = TrainState()
-        self._written: tuple[int, RobustOverfitting | None] | None = None
         self._resumed = resume
         if resume:
             self.state, saved, data = load_state(run_dir / TRAIN_STATE, ranks)
@@ -90,26 +88,13 @@ class Trainer:
             if data.get("splits") != dataset.record["splits"]:
                 raise InputError(f"the data of {run_dir} has changed since it was trained")
         elif ranks.first:
-            self._check_new()
-        self.spec = NetworkSpec(
-            arch=config.arch,
-            widths=config.widths,
-            lambdas=config.lambdas,
-            class_names=dataset.class_names,
-            image_shape=dataset.image_shape,
-            eps=config.eps,
-            encoding=config.encoding,
-            heads=config.heads,
-            conditioning=config.conditioning,
-        )
+            check_new(run_dir)
+        self.spec = config.network_spec(dataset.class_names, dataset.image_shape)
+        self.files = RunFiles(run_dir, config, dataset.record, self.spec)
         self.device = torch.device(device)
         self.batches = Batches(config, dataset, self.device, num_ranks=ranks.size)
         self.batch_size, self.steps_per_epoch = self.batches.size, self.batches.per_epoch
         self._build()
-
-    def _check_new(self) -> None:
-        if any((self.run_dir / name).exists() for name in (CHECKPOINT, TRAIN_STATE)):
-            raise InputError(f"{self.run_dir} already holds a run: pass --resume, or another --out")
 
     def _build(self) -> None:
         config = self.config
@@ -159,7 +144,7 @@ class Trainer:
         """Whether `patience` validations in a row have brought no better score."""
         if not self.config.patience or self.state.best_epoch is None:
             return False
-        if self.config.swa_start is not None and not self._swa_epoch(self.state.epoch):
+        if self.config.swa_start is not None and not averages_after(self.config, self.state.epoch):
             return False  # what is waited for has not begun
         since = [m for m in self.state.metrics if m["epoch"] > self.state.best_epoch]
         return sum("score" in m for m in since) >= self.config.patience
@@ -179,7 +164,7 @@ class Trainer:
             while self.state.epoch < self.config.epochs and not self.out_of_patience:
                 self._train_epoch(progress, should_stop)
         best = next(m for m in self.state.metrics if m["epoch"] == self.state.best_epoch)
-        return [_point_from_json(point) for point in best["validation"]]
+        return [PointAccuracy.from_json(point) for point in best["validation"]]
 
     @contextmanager
     def _opened(self) -> Iterator[None]:
@@ -187,14 +172,8 @@ class Trainer:
         if not self.ranks.first:
             yield
             return
-        with exclusive_lock(self.run_dir, wait=False):
-            if not self._resumed:
-                self._check_new()  # another command may have finished a run here meanwhile
-            remove_temporaries(self.run_dir)
-            if not self._resumed:
-                self._save()  # from here on the run can be resumed, whenever it is killed
-            write_json(self.run_dir / "config.json", self._record())
-            point_latest(self.run_dir)
+        self._take_state()
+        with self.files.held(self.state, new=not self._resumed):
             self._write_results()
             yield
 
@@ -221,7 +200,7 @@ class Trainer:
                     f"stopped in epoch {epoch + 1} of {self.config.epochs}; go on with: "
                     f"oat-edge train --resume --out {self.run_dir}"
                 )
-        if self.average and self._swa_epoch(epoch + 1):
+        if self.average and averages_after(self.config, epoch + 1):
             self.average.update(self.network)
         entry: dict[str, Any] = {
             "epoch": epoch,
@@ -242,26 +221,17 @@ class Trainer:
 
     def train_step(self, epoch: int, step: int) -> float:
         """Train on the batch of this step (both count from 0); returns the loss."""
-        config = self.config
-        done = epoch * self.steps_per_epoch + step
-        if config.swa_start is not None:  # averaging needs weights that still move
-            done = min(done, int(config.swa_start * config.epochs) * self.steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine(config.lr, done, config.epochs * self.steps_per_epoch)
+            group["lr"] = rate_at(self.config, epoch, step, self.steps_per_epoch)
         loss = self.step(*self.batches.draw(epoch, step)).item()
         if not math.isfinite(loss):
             raise InputError(
                 f"training diverged: the loss is {loss} in epoch {epoch + 1}, step {step + 1}; "
-                f"try a lower --lr than {config.lr:g}"
+                f"try a lower --lr than {self.config.lr:g}"
             )
-        if self.average and config.ema:
+        if self.average and self.config.ema:
             self.average.update(self.network)
         return loss
-
-    def _swa_epoch(self, num_done: int) -> bool:
-        """Whether SWA takes in the weights after this many epochs."""
-        start = self.config.swa_start
-        return start is not None and num_done > int(start * self.config.epochs)
 
     def _chosen_network(self) -> OATSNetwork:
         """What is validated and saved: the average, once there is one."""
@@ -302,45 +272,21 @@ class Trainer:
         return {"score": score, "validation": [point.to_json() for point in grid]}
 
     def _save(self) -> None:
-        if not self.ranks.first:
-            return
+        if self.ranks.first:
+            self._take_state()
+            self.files.save(self.state)
+
+    def _take_state(self) -> None:
         self.state.network = self.network.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
         if self.average:
             self.state.average = self.average.network.state_dict()
             self.state.averaged = self.average.count
-        save_state(self.run_dir / TRAIN_STATE, self.state, self.config, self.dataset.record)
 
     def _write_results(self) -> None:
-        """Bring metrics.jsonl and the checkpoint up to the state (a kill may fall between)."""
-        if not self.ranks.first:
-            return
-        state = self.state
-        lines = "".join(json.dumps(entry) + "\n" for entry in state.metrics)
-        write_bytes(self.run_dir / "metrics.jsonl", lines.encode())
-        found = self.overfitting
-        if state.best_epoch is not None and (state.best_epoch, found) != self._written:
-            info = self._record() | {"epoch": state.best_epoch, "score": state.best_score}
-            if found:
-                info["robust_overfitting"] = found.to_json()
-            save_checkpoint(self.run_dir / CHECKPOINT, state.best, self.spec, info)
-            self._written = (state.best_epoch, found)
-
-    def _record(self) -> dict[str, Any]:
-        return {"train": self.config.to_json(), "data": self.dataset.record}
-
-
-def cosine(lr: float, done: int, total: int) -> float:
-    """Cosine from lr to 0 over `total` steps."""
-    return lr * 0.5 * (1 + math.cos(math.pi * done / total))
+        if self.ranks.first:
+            self.files.write_results(self.state, self.overfitting)
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-def _point_from_json(value: dict[str, Any]) -> PointAccuracy:
-    from oat_edge.operating_point import OperatingPoint
-
-    point = OperatingPoint(value["width"], value["lambda"])
-    return PointAccuracy(point, value["standard_accuracy"], value["robust_accuracy"])

@@ -32,6 +32,12 @@ class PointAccuracy:
             "robust_accuracy": self.robust,
         }
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> PointAccuracy:
+        """Read what `to_json` wrote."""
+        point = OperatingPoint(value["width"], value["lambda"])
+        return cls(point, value["standard_accuracy"], value["robust_accuracy"])
+
 
 def validate(
     folded: dict[float, FoldedNetwork],

@@ -16,9 +16,9 @@ from oat_edge.bench import cells
 from oat_edge.bench.config import BenchConfig
 from oat_edge.bench.run import bench_bundle
 from oat_edge.bundle import Artifact, Bundle, add_artifacts
-from oat_edge.config import NetworkSpec
 from oat_edge.evaluation.pack import AttackPack
 from oat_edge.files import sha256_file
+from oat_edge.network_spec import NetworkSpec
 from tests.gpus import need_cuda_provider
 
 CHECKPOINT = "c" * 64

@@ -11,10 +11,10 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 import oat_edge
-from oat_edge.config import NetworkSpec
 from oat_edge.errors import BuildError
 from oat_edge.exporters.to_onnx import export, in_name
 from oat_edge.files import sha256_file
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.nn.fold import fold
 from oat_edge.runtime.ort import OrtRunner
 from oat_edge.runtime.runner import RunnerIO

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oat_edge.config import NetworkSpec
 from oat_edge.errors import InputError
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.nn.added_width import add_width, trained_neighbours
 from oat_edge.nn.fold import fold
 from oat_edge.nn.network import OATSNetwork

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from oat_edge.config import NetworkSpec
 from oat_edge.errors import InputError
+from oat_edge.network_spec import NetworkSpec
 from oat_edge.nn.fold import fold
 from oat_edge.nn.zoo import architecture, build_network
 

@@ -18,7 +18,8 @@ import torch
 from oat_edge.data import Dataset
 from oat_edge.errors import InputError
 from oat_edge.train.checkpoint import CHECKPOINT, load_checkpoint
-from oat_edge.train.loop import Interrupted, Trainer, cosine
+from oat_edge.train.loop import Interrupted, Trainer
+from oat_edge.train.schedule import cosine
 from oat_edge.train.state import TRAIN_STATE, load_state
 from tests.conftest import tiny_config
 
