@@ -74,29 +74,6 @@ def test_images_of_the_test_split_are_never_looked_at(quantized, images):
     assert other.to_json() == quantized().to_json()
 
 
-def test_what_is_checked_was_not_calibrated(images):
-    class Chosen:
-        indices = np.arange(0, len(images.train), 3)
-
-    num_val, left = len(images.val), np.setdiff1d(np.arange(len(images.train)), Chosen.indices)
-    others = module._others(images, Chosen, 10_000)
-    assert len(others) == num_val + len(left)
-    assert np.array_equal(others.images[:num_val], images.val.images)
-    rest = others.images[num_val:]
-    expected = images.train.images[left]
-    assert sorted(map(bytes, rest)) == sorted(map(bytes, expected)) and (rest != expected).any()
-
-
-def test_images_that_were_trained_on_are_checked_only_where_others_are_too_few(images):
-    class Chosen:
-        indices = np.arange(0, len(images.train), 3)
-
-    num_val = len(images.val)
-    for num in (1, num_val):
-        assert np.array_equal(module._others(images, Chosen, num).images, images.val.images)
-    assert len(module._others(images, Chosen, num_val + 7)) == num_val + 7
-
-
 def test_a_check_that_cannot_fail_is_refused(quantized):
     with pytest.raises(InputError, match=r"checked on 7 images: expected 8 or more at 2 λ"):
         quantized(check_images=7)
