@@ -162,7 +162,8 @@ def _caption(report: ReproduceReport) -> str:
         [
             f"{report.settings['data']}, {first['arch']}, {first['epochs']} epochs",
             f"{seeds} seed{'s' if seeds > 1 else ''}",
-            f"n = {evaluation['num_samples']:,}, ε = {format_eps(evaluation['eps'])}",
+            f"n = {evaluation['num_samples']:,} (SA: {report.rows[0].num_test:,}), "
+            f"ε = {format_eps(evaluation['eps'])}",
             evaluation["mode"],
             f"bars: 95 % intervals{' (width 1)' if len(widths) > 1 else ''}",
         ]

@@ -30,7 +30,9 @@ class Row:
     width: float
     lam: float
     seeds: tuple[int, ...]
-    num_samples: int
+    num_test: int
+    """Images of the test split: standard accuracy is of all of them."""
+    num_attacked: int
     standard_accuracy: Spread
     robust_accuracy: Spread
     """Clean and under every attack on this very point: an upper bound."""
@@ -112,7 +114,8 @@ def _rows(scores: Sequence[Scores]) -> list[Row]:
                     width=point.width,
                     lam=point.lam,
                     seeds=tuple(one.model.config.seed for one in members),
-                    num_samples=len(right[0].clean),
+                    num_test=len(right[0].clean),
+                    num_attacked=len(right[0].attacked),
                     standard_accuracy=share([one.clean for one in right]),
                     robust_accuracy=share([one.attacked for one in right]),
                     suspect_seeds=tuple(

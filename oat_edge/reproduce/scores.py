@@ -1,6 +1,6 @@
 """Training and attacking the networks of a comparison, one by one; what is done is not repeated.
 
-N test images, the same for every network
+M images of the test split, N of them attacked, the same for every network
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from oat_edge.evaluation.pack_set import WORST
 from oat_edge.evaluation.report import row_name
 from oat_edge.operating_point import OperatingPoint
 from oat_edge.reproduce.plan import Model
+from oat_edge.reproduce.standard import right_on_all
 
 if TYPE_CHECKING:
     from oat_edge.data import Dataset
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Right:
-    """Which of N images one network classifies right at one operating point. (N,) bool."""
+    """Which images one network classifies right at one operating point."""
 
     clean: Bool
+    """(M,)."""
     attacked: Bool
-    """Clean and under every attack."""
+    """(N,): clean and under every attack."""
     suspect: bool
     """A check for masked gradients was flagged."""
 
@@ -98,7 +100,8 @@ def score_model(
 ) -> Scores:
     """Attack a trained network; finished parts of an earlier call are used again.
 
-    Leaves eval.json and eval-samples.npz in the run.
+    Standard accuracy is that of the whole test split. Leaves eval.json and eval-samples.npz in
+    the run, whose accuracies are all of the attacked images.
     """
     from oat_edge.evaluation.network import evaluate_network
     from oat_edge.train.checkpoint import load_checkpoint
@@ -117,12 +120,13 @@ def score_model(
     )
     report = evaluation.save(run_dir)
     rows = {row.point: row for row in report.rows}
+    clean = right_on_all(checkpoint, dataset.test, rows, run_dir, device=device)
     points = {}
     for point, own in model.points.items():
         row = rows[own]
         outcome = evaluation.outcomes[row_name(row.artifact, own)]
         points[point] = Right(
-            clean=outcome.clean,
+            clean=clean[own],
             attacked=outcome.robust[WORST],
             suspect=row.status == "suspect",
         )

@@ -69,8 +69,9 @@ def notes(report: ReproduceReport) -> list[str]:
         f"{report.settings['data']}, {first['arch']}, {first['training_images']} training images, "
         f"{first['epochs']} epochs, seed{'s' if several else ''} {', '.join(map(str, seeds))}, "
         f"ε {format_eps(evaluation['eps'])}.",
-        f"SA and RA in %,{spread} {evaluation['num_samples']} images ({evaluation['images']}).",
-        f"RA: right clean and under every attack, an upper bound; {evaluation['mode']}.",
+        f"SA and RA in %,{spread} SA: all {report.rows[0].num_test} test images. "
+        f"RA: {evaluation['num_samples']} images ({evaluation['images']}), right clean and under "
+        f"every attack, an upper bound; {evaluation['mode']}.",
         "Differences in points, paired on the same images, in brackets 95 % intervals.",
     ]
 

@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from oat_edge.data import load
 from oat_edge.train.checkpoint import CHECKPOINT, load_checkpoint
 from tests.cli.test_errors import check_refused
 
@@ -34,6 +36,16 @@ def results(folder=Path("here")):
     return value
 
 
+def right_on_test_images(name, width, lam):
+    """Share of all test images, by the network itself."""
+    network = load_checkpoint(Path("here/runs") / name).network.eval()
+    test = load("digits").test
+    with torch.no_grad():
+        images = torch.from_numpy(test.images).float() / 255
+        logits = network(images, torch.full((len(images),), lam), width=width)
+    return (logits.argmax(dim=1).numpy() == test.labels).mean()
+
+
 def files(pattern):
     return {path: path.stat().st_mtime_ns for path in Path("here").rglob(pattern)}
 
@@ -50,6 +62,12 @@ def test_the_whole_comparison_and_again_from_what_is_there(main):
     }  # fmt: skip
     value = results()
     assert [model["model"] for model in value["models"]] == NAMES
+    num_test = len(load("digits").test)
+    for row in value["rows"]:
+        assert (row["num_test"], row["num_attacked"]) == (num_test, 6)
+        shares = row["standard_accuracy"]["by_seed"]
+        right = right_on_test_images(f"{row['group']}-seed0", row["width"], row["lambda"])
+        assert shares == [pytest.approx(right)]
     assert value["missing"] == [] and value["evaluation"]["num_samples"] == 6
     points = [(row["group"], row["width"], row["lambda"]) for row in value["rows"]]
     assert points == [

@@ -7,7 +7,7 @@ import numpy as np
 from oat_edge.reproduce.plan import ReproduceConfig, plan
 from oat_edge.reproduce.scores import Right, Scores
 
-NUM = 50
+NUM, NUM_TEST = 50, 80  # attacked, and all
 SETTINGS = {
     "eps": 8 / 255,
     "seed": 0,
@@ -29,9 +29,9 @@ def scores_of(model, *, clean=0.9, attacked=0.5, suspect=False):
     points = {}
     for point in model.points:
         rates = [one(point.lam) if callable(one) else one for one in (clean, attacked)]
-        right = rng.random(NUM) < rates[0]
+        right = rng.random(NUM_TEST) < rates[0]
         points[point] = Right(
-            clean=right, attacked=right & (rng.random(NUM) < rates[1]), suspect=suspect
+            clean=right, attacked=right[:NUM] & (rng.random(NUM) < rates[1]), suspect=suspect
         )
     facts = {
         "model": model.name,

@@ -53,7 +53,13 @@ def test_markdown_holds_the_claims_the_conditions_and_the_warnings():
     for comparison in report.comparisons:
         for claim in comparison.claims:
             assert f"- **{claim.status}**: {claim.text}" in text
-    for part in ("50 images", "AutoAttack standard", "95 % intervals", *report.warnings):
+    for part in (
+        "all 80 test images",
+        "RA: 50 images",
+        "AutoAttack standard",
+        "95 % intervals",
+        *report.warnings,
+    ):
         assert part in text
     widths = [line.count("|") for line in text.splitlines() if line.startswith("| 1 | 0.3")]
     assert widths and min(widths) >= 5
@@ -68,7 +74,14 @@ def test_the_figure_has_a_curve_for_every_network_and_names_every_lambda(tmp_pat
         assert data.startswith(b"\x89PNG")
         return
     text = data.decode()
-    for part in ("OATS, width 1", "OATS-fast, width 0.5", "dedicated", "λ=0", "λ=1", "n = 50"):
+    for part in (
+        "OATS, width 1",
+        "OATS-fast, width 0.5",
+        "dedicated",
+        "λ=0",
+        "λ=1",
+        "n = 50 (SA: 80)",
+    ):
         assert part in text, part
 
 
