@@ -49,6 +49,26 @@ def difference(first: Sequence[Bool], second: Sequence[Bool]) -> Spread:
     return _spread([one.lost for one in drops], [one.lost_interval for one in drops], lowest=-1.0)
 
 
+def weighted(standard: Spread, robust: Spread, lam: float) -> Spread:
+    """(1-λ)·standard + λ·robust, what λ asks for; of the same seeds.
+
+    The ends of the interval are those of both parts: at least as wide as the truth, however the
+    two hang together.
+    """
+    values = [
+        (1 - lam) * a + lam * b for a, b in zip(standard.by_seed, robust.by_seed, strict=True)
+    ]
+    low, high = (
+        (1 - lam) * a + lam * b for a, b in zip(standard.interval, robust.interval, strict=True)
+    )
+    return Spread(
+        mean=(1 - lam) * standard.mean + lam * robust.mean,
+        interval=(low, high),
+        std=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        by_seed=tuple(values),
+    )
+
+
 def _spread(
     values: Sequence[float], spans: Sequence[tuple[float, ...]], *, lowest: float
 ) -> Spread:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from oat_edge.bench.style import format_eps
 from oat_edge.reproduce.claims import in_points
-from oat_edge.reproduce.report import Comparison, ReproduceReport, Row
+from oat_edge.reproduce.report import OBJECTIVE, Comparison, ReproduceReport, Row
 from oat_edge.reproduce.spread import Spread
 
 Cells = list[list[str]]
@@ -41,7 +41,7 @@ def accuracies(rows: Sequence[Row]) -> Cells:
 
 def differences(comparison: Comparison) -> Cells:
     """A row per point, in points with 95 % intervals."""
-    cells = [["width", "λ", "SA", "RA"]]
+    cells = [["width", "λ", "SA", "RA", OBJECTIVE]]
     for one in comparison.differences:
         cells.append(
             [
@@ -49,6 +49,7 @@ def differences(comparison: Comparison) -> Cells:
                 f"{one.lam:g}",
                 in_points(one.standard_accuracy),
                 in_points(one.robust_accuracy),
+                in_points(one.objective),
             ]
         )
     return cells

@@ -42,6 +42,21 @@ def test_rows_and_differences_are_those_of_the_images(clean, attacked, num_seeds
         )
 
 
+def test_another_recipe_is_compared_by_what_each_lambda_asks_for_too():
+    config, models = models_of(compare_recipe="fast", dedicated=(0.0,), num_seeds=3)
+    scores = [
+        scores_of(model, clean=1.0 if model.kind == "oats" else 0.2, attacked=1.0)
+        for model in models
+    ]
+    compared = assemble(config, models, scores).comparisons[-1]
+    assert compared.kind == "compared"
+    assert [claim.status for claim in compared.claims] == ["shown"] * 3
+    assert compared.claims[2].text.startswith("(1−λ)·SA + λ·RA better than that of oats-fast")
+    for one in compared.differences:
+        sa, ra = one.standard_accuracy, one.robust_accuracy
+        assert one.objective.mean == pytest.approx((1 - one.lam) * sa.mean + one.lam * ra.mean)
+
+
 def test_a_far_better_oats_is_shown_and_a_far_worse_one_refuted():
     config, models = models_of(dedicated=(), num_seeds=5)
     for oats, other, expected in ((1.0, 0.2, "shown"), (0.2, 1.0, "refuted")):

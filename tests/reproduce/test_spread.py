@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from oat_edge.evaluation.accuracy import interval
 from oat_edge.evaluation.precisions import drop_of
-from oat_edge.reproduce.spread import difference, share
+from oat_edge.reproduce.spread import difference, share, weighted
 
 
 @st.composite
@@ -87,3 +87,26 @@ def test_the_interval_covers_the_truth():
         low, high = share(right).interval
         covered += low <= 0.6 <= high
     assert covered >= 0.95 * 400
+
+
+@given(seeds_of_images(), seeds_of_images(), st.floats(0, 1))
+def test_what_lambda_asks_for_is_sa_at_zero_and_ra_at_one(both, others, lam):
+    num = min(len(both[0]), len(others[0]))
+    standard = difference(both[0][:num], both[1][:num])
+    robust = difference(others[0][:num], others[1][:num])
+    for end, one in ((0.0, standard), (1.0, robust)):
+        found = weighted(standard, robust, end)
+        assert found.interval == pytest.approx(one.interval)
+        assert found.by_seed == pytest.approx(one.by_seed)
+    between = weighted(standard, robust, lam)
+    assert between.mean == pytest.approx((1 - lam) * standard.mean + lam * robust.mean)
+    assert between.mean == pytest.approx(np.mean(between.by_seed))
+    assert (between.std is None) == (num == 1)
+    low, high = between.interval
+    assert low <= between.mean + 1e-12 and between.mean - 1e-12 <= high
+    # No narrower than if the two parts erred independently.
+    parts = [
+        (1 - lam) * (standard.mean - standard.interval[0]),
+        lam * (robust.mean - robust.interval[0]),
+    ]
+    assert between.mean - low >= math.hypot(*parts) - 1e-9
