@@ -23,6 +23,15 @@ SCHEMA = "oat-edge/operating-point/1"
 REMEDY = "choose again with `oat-edge calibrate`"
 
 
+def is_operating_point(path: Path) -> bool:
+    """Whether the file says that it is one; it may be damaged all the same."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, OSError):
+        return False
+    return isinstance(value, dict) and value.get("schema") == SCHEMA
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
     """What was measured of a point. Shares in [0, 1], 95 % intervals (Wilson); None: not known."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from oat_edge.conditioning import PAPER_KNOTS, check_knots
 from oat_edge.dataclass_json import check_choice, check_range, from_json, to_json
@@ -139,8 +139,7 @@ class TrainConfig:
             raise InputError(f"lr is {self.lr}: expected a positive number")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}: expected a whole number in [0, 2^63)")
-        if self.encoding not in get_args(Encoding):
-            raise InputError(f"encoding is '{self.encoding}': expected {get_args(Encoding)}")
+        check_choice("encoding", self.encoding, Encoding)
         if self.attack_alpha is not None:
             check_range("attack_alpha", self.attack_alpha, 0.0, 1.0)
         if self.crop < 0:
@@ -177,8 +176,7 @@ class TrainConfig:
 
     def _check_quality(self) -> None:
         for name, kind in (("loss", Loss), ("attack", Attack), ("share_attack", ShareAttack)):
-            if getattr(self, name) not in get_args(kind):
-                raise InputError(f"{name} is '{getattr(self, name)}': expected {get_args(kind)}")
+            check_choice(name, getattr(self, name), kind)
         check_range("trades_beta", self.trades_beta, 0.0, 1000.0)
         check_range("awp_gamma", self.awp_gamma, 0.0, 1.0)
         for name in ("label_smoothing", "ema"):
@@ -197,8 +195,8 @@ class TrainConfig:
         # With none of them the widths between would never be trained, and exported all the same.
         if self.sandwich is not None and not 1 <= self.sandwich <= between:
             raise InputError(
-                f"sandwich is {self.sandwich}: expected 1 to {between} of the widths between the "
-                "narrowest and the widest"
+                f"sandwich is {self.sandwich}: expected {'1 to ' if between > 1 else ''}{between}, "
+                f"as widths are {self.widths}: some between the narrowest and the widest"
             )
         if self.loss != "trades" and self.trades_beta != 6.0:
             raise InputError(

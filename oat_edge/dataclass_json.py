@@ -46,4 +46,5 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 def check_choice(name: str, value: str, choices: Any) -> None:
     """Raise `InputError` unless `value` is one of a Literal's."""
     if value not in get_args(choices):
-        raise InputError(f"{name} is '{value}': expected {' or '.join(get_args(choices))}")
+        *others, last = get_args(choices)
+        raise InputError(f"{name} is '{value}': expected {', '.join(others)} or {last}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from oat_edge.conditioning import PAPER_KNOTS, check_knots
 from oat_edge.dataclass_json import check_choice, check_range, from_json, to_json
@@ -64,8 +64,7 @@ class NetworkSpec:
             raise InputError(f"class_names has {len(self.class_names)} names: expected 2 or more")
         if len(self.image_shape) != 3 or min(self.image_shape) < 1:
             raise InputError(f"image_shape is {self.image_shape}: expected (C, H, W)")
-        if self.encoding not in get_args(Encoding):
-            raise InputError(f"encoding is '{self.encoding}': expected {get_args(Encoding)}")
+        check_choice("encoding", self.encoding, Encoding)
         if self.encoding in ("random", "dct") and self.encoding_dim < len(self.lambdas):
             raise InputError(
                 f"encoding_dim is {self.encoding_dim}: {len(self.lambdas)} orthogonal rows "

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from oat_edge.calib.goal import Goal, Percentile, Preference
+from oat_edge.calib.operating_point_file import is_operating_point
 from oat_edge.calib.reports import REPORT, measured_points, of_device, read_reports
 from oat_edge.cli.calibrate_bn import bn
 from oat_edge.cli.calibrate_run import bundle_of, conclude, searched
@@ -162,5 +163,12 @@ def _check_writable(target: Path, json: Path | None, reports: list[Path]) -> Non
             continue
         check_replaceable(file)
         if file.resolve() in (path.resolve() for path in taken):
-            raise InputError(f"{file} is read or written already: name another {option}")
+            raise InputError(
+                f"{file} is a report that is read here, or written already: name another {option}"
+            )
         taken.append(file)
+    if target.exists() and not is_operating_point(target):
+        raise InputError(
+            f"{target} is there and is no operating point, which would take its place: delete it, "
+            "or name another --out"
+        )

@@ -10,6 +10,7 @@ import typer
 from oat_edge.cli.console import make_console
 from oat_edge.cli.options import DataDir, Download, RecipeName, fraction
 from oat_edge.cli.train_run import LATEST, last_words, open_trainer, run_training
+from oat_edge.errors import InputError
 from oat_edge.memory import keep_freed_memory
 from oat_edge.operating_point import parse_list
 from oat_edge.require import require
@@ -206,6 +207,10 @@ def train(
     keep_freed_memory()
     from oat_edge.train.distributed import joined
 
+    if attack == "n-fgsm" and attack_steps is not None:
+        raise InputError(
+            f"attack is 'n-fgsm', which takes one step, and attack_steps {attack_steps}: leave one out"
+        )
     with joined(device, last_words=last_words) as ranks:
         console.quiet = not ranks.first
         trainer = open_trainer(

@@ -160,7 +160,8 @@ def _caption(report: ReproduceReport) -> str:
     widths = {row.width for row in report.rows}
     return SEPARATOR.join(
         [
-            f"{report.settings['data']}, {first['arch']}, {first['epochs']} epochs",
+            f"{report.settings['data']}, {first['arch']}, {first['epochs']} "
+            f"epoch{'s' if first['epochs'] > 1 else ''}",
             f"{seeds} seed{'s' if seeds > 1 else ''}",
             f"n = {evaluation['num_samples']:,} (SA: {report.rows[0].num_test:,}), "
             f"ε = {format_eps(evaluation['eps'])}",

@@ -41,7 +41,7 @@ def right_on_all(
     key = {"checkpoint_sha256": checkpoint.sha256, "images": images, "device": device}
     store = CellStore(folder / CELLS, key)
     network = checkpoint.network.to(device)
-    x, y = torch.from_numpy(test.images).to(device), torch.from_numpy(test.labels).to(device)
+    x, y = torch.tensor(test.images, device=device), torch.tensor(test.labels, device=device)
     found: dict[OperatingPoint, Bool] = {}
     for point in points:
         cell = store.load(str(point))

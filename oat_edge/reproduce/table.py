@@ -68,7 +68,7 @@ def notes(report: ReproduceReport) -> list[str]:
     spread = " ± standard deviation between seeds;" if several else ""
     return [
         f"{report.settings['data']}, {first['arch']}, {first['training_images']} training images, "
-        f"{first['epochs']} epochs, seed{'s' if several else ''} {', '.join(map(str, seeds))}, "
+        f"{first['epochs']} epoch{'s' if first['epochs'] > 1 else ''}, seed{'s' if several else ''} {', '.join(map(str, seeds))}, "
         f"ε {format_eps(evaluation['eps'])}.",
         f"SA and RA in %,{spread} SA: all {report.rows[0].num_test} test images. "
         f"RA: {evaluation['num_samples']} images ({evaluation['images']}), right clean and under "

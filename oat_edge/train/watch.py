@@ -27,7 +27,7 @@ PATIENCE_S = 20.0
 PATIENCE_AFTER_BREAK_S = 3.0
 """The same when a connection broke: somebody is gone, and may still say why."""
 ENDED = "ended"
-REMEDY = "go on with `train --resume` and the run's --out"
+REMEDY = "go on with `train --resume` and the run's --out, if it has saved anything yet"
 INTERRUPTED, TERMINATED = 130, 143
 
 
