@@ -1,8 +1,8 @@
 """What does each option of training cost, and what does it gain?  Rows are changes of a recipe.
 
-Every row is trained with every seed from the data set's recipe, on one thread, and the checkpoint
-that the run kept is evaluated on test images: SA, and RA under PGD-20 (one start), per λ as the
-mean over the widths. The cost of a step is measured apart, all options taking turns.
+Every row is trained with every seed from the data set's plain recipe, on one thread, and the
+checkpoint that the run kept is evaluated on test images: SA, and RA under PGD-20 (one start), per λ
+as the mean over the widths. The cost of a step is measured apart, all options taking turns.
 
     python -m benchmarks.train_options --data digits --epochs 12 --seeds 1 [--only 'plain; distill']
 
@@ -50,6 +50,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ema 0.99": {"ema": 0.99},
     "swa 0.75": {"swa_start": 0.75},
     "heads per width": {"heads": "per-width"},
+    "heads, ema (default)": {"heads": "per-width", "ema": 0.999},
     "trades, heads per width": {"loss": "trades", "heads": "per-width"},
     "trades, heads, ema": {"loss": "trades", "heads": "per-width", "ema": 0.99},
     "table": {"conditioning": "table"},
@@ -81,7 +82,7 @@ def main() -> None:
     rows = [row.strip() for row in arguments.only.split(";")]
     given = {"arch": arguments.arch, "train_samples": arguments.train_samples}
     base = dataclasses.replace(
-        recipe(arguments.data),
+        recipe(arguments.data, "plain"),
         epochs=arguments.epochs,
         **{name: value for name, value in given.items() if value is not None},
         **parse_settings(arguments.set),

@@ -102,6 +102,17 @@ def _level(num_lambdas: int) -> float:
     return ALPHA / (4 * num_lambdas)
 
 
+def check_enough(num_images: int, num_lambdas: int) -> None:
+    """Raise `InputError` for so few images that nothing can fail."""
+    fewest = fewest_flips(num_lambdas)
+    if num_images < fewest:
+        raise InputError(
+            f"accuracy would be checked on {num_images} images: expected {fewest} or more at "
+            f"{num_lambdas} λ, with fewer no loss can be told from chance; --check-samples 0 "
+            "measures nothing and says so"
+        )
+
+
 class DropCheck:
     """The same images for every candidate: clean, and attacked on the float32 network."""
 
@@ -117,13 +128,7 @@ class DropCheck:
     ) -> None:
         """network: in float32. split: of images that are not in the calibration set. attack: of
         `make_batches`, as trained. Raises `InputError` for so few images that nothing can fail."""
-        num, fewest = min(num_images, len(split)), fewest_flips(len(lambdas))
-        if num < fewest:
-            raise InputError(
-                f"accuracy would be checked on {num} images: expected {fewest} or more at "
-                f"{len(lambdas)} λ, with fewer no loss can be told from chance; --check-samples 0 "
-                "measures nothing and says so"
-            )
+        check_enough(min(num_images, len(split)), len(lambdas))
         self._split, self._lambdas = split, tuple(lambdas)
         self._settings = {"num_images": num_images, "seed": SEED, **attack}
         both = self._sets(network, ("clean", "adversarial"), progress)

@@ -17,7 +17,7 @@ from oat_edge.calib.batches import CalibrationSet, make_batches
 from oat_edge.calib.cache import cached_ranges
 from oat_edge.calib.check_images import Attackable, check_split, spread_mask
 from oat_edge.calib.config import QuantizeConfig
-from oat_edge.calib.drop import Changes, DropCheck
+from oat_edge.calib.drop import Changes, DropCheck, check_enough
 from oat_edge.calib.ranges import Ranges
 from oat_edge.data.dataset import Dataset
 from oat_edge.errors import GateError
@@ -118,6 +118,8 @@ class _Work:
 
     def run(self) -> Quantized:
         """Calibrate, quantise, and put layers back until the accuracy is kept."""
+        if self.config.check_images:
+            check_enough(self.config.check_images, len(self.lambdas))  # before minutes of work
         calibration = self._calibration()
         ranges = self._ranges(calibration)
         if not self.config.check_images:

@@ -26,6 +26,15 @@ def check_replaceable(path: Path) -> None:
         raise InputError(f"{path} is a folder or a device: name a regular file")
 
 
+def check_folder(folder: Path) -> None:
+    """Raise `InputError` where `folder` is no folder, or none can be made or written there."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"{folder} cannot be a folder, {there} is a file: name another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{there} cannot be written: name another --out")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success flush it to disk and rename it to `path`.

@@ -191,7 +191,7 @@ def test_a_single_branch_has_something_between_zero_and_one():
         ({"ema": 0.9, "swa_start": 0.5}, "choose one"),
         ({"distill": True, "widths": (1.0,)}, "no teacher"),
         ({"sandwich": 1, "widths": (0.5, 1.0)}, "expected three or more"),
-        ({"sandwich": 0}, "expected 1 to 1"),
+        ({"sandwich": 0}, "expected 1, as widths"),
         ({"trades_beta": 2.0}, "no other has a β"),
         ({"share_attack": "widest", "widths": (1.0,)}, "none to share with"),
     ],

@@ -73,3 +73,8 @@ def format_eps(eps: float) -> str:
     """ε as a fraction of 255 where it is one: "8/255"."""
     levels = eps * 255
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:g}"
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 epoch", "2 epochs"."""
+    return f"{number} {noun}{'s' if number != 1 else ''}"

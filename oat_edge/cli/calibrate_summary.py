@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from oat_edge.bench.style import count
 from oat_edge.calib.choose import OBJECTIVES, order, runners_up
 from oat_edge.calib.decision import SHORT, amount, difference
 from oat_edge.calib.goal import ACCURACIES, LATENCY, ROBUST, STANDARD, Goal
@@ -55,7 +56,7 @@ def print_choice(
 def _head(pool: Pool, goal: Goal) -> list[str]:
     measured = pool.measured
     report, batch = measured.newest.report, pool.points[0].batch
-    images = f"{batch} image{'s' if batch > 1 else ''} per request"
+    images = f"{count(batch, 'image')} per request"
     left_out = [
         text
         for num, text in (

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from oat_edge.bench.style import count
 from oat_edge.bundle import MANIFEST, Artifact, Bundle
 from oat_edge.calib.decision import amount
 from oat_edge.calib.goal import LATENCY, ROBUST, STANDARD
@@ -18,7 +19,7 @@ from oat_edge.calib.operating_point_file import REMEDY, SCHEMA, OperatingPointFi
 from oat_edge.cli.console import make_console, plain_table
 from oat_edge.cli.int8_line import int8_line
 from oat_edge.errors import InputError
-from oat_edge.files import read_json
+from oat_edge.files import read_json, sha256_file
 from oat_edge.network_spec import NetworkSpec
 from oat_edge.runtime.recipe import Recipe
 
@@ -141,9 +142,10 @@ def _show_operating_point(file: Path, console: Console) -> None:
     console.print(f"width {point.width:g}, λ {point.lam:.4g}{pinned}, {point.precision}")
     console.print(f"{point.artifact} of run {point.run}")
     console.print(f"checkpoint sha256 {point.checkpoint_sha256}")
+    console.print(_artifact_of(point, file.parent))
     goal = {name: value for name, value in point.constraints.items() if value not in (None, False)}
     console.print(f"goal: {', '.join(f'{name} {value}' for name, value in goal.items())}")
-    images = f"{point.batch} image{'s' if point.batch > 1 else ''} per request"
+    images = f"{count(point.batch, 'image')} per request"
     figures = point.figures
     known = [
         f"{name} {amount(figure, value)}"
@@ -159,6 +161,21 @@ def _show_operating_point(file: Path, console: Console) -> None:
     console.print(f"on {point.device}, {images}: {', '.join(known) or 'nothing is known'}")
     for text in point.warnings:
         console.print(f"warning: {text}", style="yellow")
+
+
+def _artifact_of(point: OperatingPointFile, folder: Path) -> str:
+    """Whether the file that was chosen is there, and still the same."""
+    artifact = folder / point.artifact
+    if not point.sha256:
+        return f"{point.artifact} is built on the device: no hash to check"
+    if not artifact.is_file():
+        return f"{point.artifact} is not beside this file: its hash was not checked"
+    if sha256_file(artifact) != point.sha256:
+        raise InputError(
+            f"{artifact} is not the file that was chosen (its hash differs): {REMEDY}, or export "
+            "again"
+        )
+    return f"{point.artifact} beside it is the file that was chosen: sha256 {point.sha256}"
 
 
 def _show_spec(spec: NetworkSpec, console: Console) -> None:

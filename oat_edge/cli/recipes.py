@@ -54,8 +54,10 @@ def _print(console: Console) -> None:
         table.add_row(name, one.data or "any", one.description)
     console.print(table)
     console.print()
-    columns = ["recipe", "data", "network", "epochs", "batch", "lr", "ε", "PGD", "time"]
-    table = plain_table(None, [*columns, "SA λ=0 /\nRA λ=1"], left=3)
+    wide = console.width >= LINE_WIDTH
+    settings = ["epochs", "batch", "lr", "ε", "PGD"] if wide else ["epochs", "ε"]
+    columns = ["recipe", "data", "network", *settings, "time", "SA λ=0 /\nRA λ=1"]
+    table = plain_table(None, columns, left=3)
     notes = []
     for data in RECIPES:
         for config, names in _by_settings(data):
@@ -69,21 +71,24 @@ def _print(console: Console) -> None:
                     f"{names[0]} on {data}: {figures.machine}; RA against {figures.attacks}; "
                     f"{figures.source}"
                 )
+            cells = {
+                "epochs": str(config.epochs),
+                "batch": str(config.batch_size),
+                "lr": f"{config.lr:g}",
+                "ε": format_eps(config.eps),
+                "PGD": str(config.attack_steps),
+            }
             table.add_row(
                 "\n".join(f"{name}," if name != names[-1] else name for name in names),
                 data,
                 config.arch,
-                str(config.epochs),
-                str(config.batch_size),
-                f"{config.lr:g}",
-                format_eps(config.eps),
-                str(config.attack_steps),
+                *[cells[name] for name in settings],
                 time,
                 accuracy,
             )
     console.print(table)
     for text in [*notes, "–: not measured. All settings: --json -"]:
-        for line in textwrap.wrap(text, LINE_WIDTH):
+        for line in textwrap.wrap(text, min(console.width, LINE_WIDTH)):
             console.print(line, style="dim")
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from oat_edge.cli.console import plain_table
 from oat_edge.cli.eval import show_progress
 from oat_edge.cli.train_run import run_training
-from oat_edge.files import remove_temporaries, write_bytes, write_json
+from oat_edge.files import check_folder, remove_temporaries, write_bytes, write_json
 from oat_edge.reproduce.estimate import estimate
 from oat_edge.reproduce.figure import plot_comparison
 from oat_edge.reproduce.plan import Model, ReproduceConfig, plan
@@ -70,6 +70,7 @@ class Reproduction:
         if folder is None:
             stem = Path(config.data).stem or "data"
             folder = Path("reproduce") / f"{stem}-{models[0].config.arch}-{config.budget}"
+        check_folder(folder)
         work = cls(
             config=config, models=models, folder=folder, console=console, device=device,
             data_dir=data_dir, download=download,

@@ -194,7 +194,8 @@ def train(
             "attack": attack,
             "share_attack": share_attack,
             "awp_gamma": awp_gamma,
-            "ema": ema,
+            # Asked for the one average, nobody wants the recipe's other one.
+            "ema": 0.0 if ema is None and swa_start else ema,
             "swa_start": swa_start,
             "patience": patience,
             "accumulate": accumulate,
@@ -207,9 +208,10 @@ def train(
     keep_freed_memory()
     from oat_edge.train.distributed import joined
 
-    if attack == "n-fgsm" and attack_steps is not None:
+    if attack == "n-fgsm" and attack_steps not in (None, 1):
         raise InputError(
-            f"attack is 'n-fgsm', which takes one step, and attack_steps {attack_steps}: leave one out"
+            f"attack_steps is {attack_steps} and attack 'n-fgsm', which takes one: leave one "
+            "of them out"
         )
     with joined(device, last_words=last_words) as ranks:
         console.quiet = not ranks.first

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from oat_edge.bench.style import count
 from oat_edge.cli.console import bar, make_console, plain_table, say_error, time_left
 from oat_edge.config import TrainConfig
 from oat_edge.errors import InputError
@@ -115,7 +116,7 @@ def run_training(trainer: Trainer, console: Console) -> None:
     if trainer.state.epoch < config.epochs:
         console.print(
             f"stopped after epoch {trainer.state.epoch} of {config.epochs}: "
-            f"{config.patience} validations without a better score",
+            f"{count(config.patience, 'validation')} without a better score",
             markup=False,
         )
     if found := trainer.overfitting:

@@ -17,6 +17,7 @@ from oat_edge.bench.style import (
     SEPARATOR,
     STYLE,
     check_suffix,
+    count,
     format_eps,
     save_figure,
     wrapped,
@@ -160,9 +161,8 @@ def _caption(report: ReproduceReport) -> str:
     widths = {row.width for row in report.rows}
     return SEPARATOR.join(
         [
-            f"{report.settings['data']}, {first['arch']}, {first['epochs']} "
-            f"epoch{'s' if first['epochs'] > 1 else ''}",
-            f"{seeds} seed{'s' if seeds > 1 else ''}",
+            f"{report.settings['data']}, {first['arch']}, {count(first['epochs'], 'epoch')}",
+            count(seeds, "seed"),
             f"n = {evaluation['num_samples']:,} (SA: {report.rows[0].num_test:,}), "
             f"ε = {format_eps(evaluation['eps'])}",
             evaluation["mode"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from oat_edge.bench.style import format_eps
+from oat_edge.bench.style import count, format_eps
 from oat_edge.reproduce.claims import in_points
 from oat_edge.reproduce.report import OBJECTIVE, Comparison, ReproduceReport, Row
 from oat_edge.reproduce.spread import Spread
@@ -68,7 +68,8 @@ def notes(report: ReproduceReport) -> list[str]:
     spread = " ± standard deviation between seeds;" if several else ""
     return [
         f"{report.settings['data']}, {first['arch']}, {first['training_images']} training images, "
-        f"{first['epochs']} epoch{'s' if first['epochs'] > 1 else ''}, seed{'s' if several else ''} {', '.join(map(str, seeds))}, "
+        f"{count(first['epochs'], 'epoch')}, seed{'s' if several else ''} "
+        f"{', '.join(map(str, seeds))}, "
         f"ε {format_eps(evaluation['eps'])}.",
         f"SA and RA in %,{spread} SA: all {report.rows[0].num_test} test images. "
         f"RA: {evaluation['num_samples']} images ({evaluation['images']}), right clean and under "

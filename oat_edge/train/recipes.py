@@ -130,15 +130,15 @@ def _paper(data: str, description: str) -> Recipe:
 
 
 NAMED: dict[str, Recipe] = {
-    DEFAULT: Recipe(description="what train takes without --recipe", config=default),
+    DEFAULT: Recipe(
+        description="what train takes: plain, heads per width, averaged", config=default
+    ),
     "plain": Recipe(description="the paper's method, settings that suit the data", config=plain),
     "fast": Recipe(description="default with an attack of two steps", config=fast),
-    "best": Recipe(
-        description="for accuracy, whatever it costs; nothing beats default yet", config=best
-    ),
-    "paper-cifar10": _paper("cifar10", "the paper's network and settings for CIFAR-10"),
-    "paper-svhn": _paper("svhn", "the paper's for SVHN, without the authors' dropout of 0.3"),
-    "paper-stl10": _paper("stl10", "the paper's for STL-10"),
+    "best": Recipe(description="for accuracy at any cost; nothing beats default yet", config=best),
+    "paper-cifar10": _paper("cifar10", "the paper's network and settings"),
+    "paper-svhn": _paper("svhn", "the paper's, without the authors' dropout of 0.3"),
+    "paper-stl10": _paper("stl10", "the paper's"),
 }
 
 

@@ -262,8 +262,36 @@ def test_what_was_read_is_not_written_over(here, main):
         ["--out", "same.json", "--json", "same.json"],
     ):
         ended = main("calibrate", *options)
-        assert ended.code == 2 and "is read or written already" in ended.err, ended
+        assert ended.code == 2 and "read here, or written already" in ended.err, ended
     assert report.read_bytes() == before and not Path("same.json").exists()
+
+
+@pytest.mark.parametrize("name", ["bundles/latest/" + WIDE, "notes.txt", "other.json"])
+def test_a_file_that_is_no_operating_point_is_not_taken_the_place_of(name, here, main):
+    file = Path(name)
+    if not file.exists():
+        file.write_text('{"schema": "mine"}' if file.suffix == ".json" else "mine")
+    before = file.read_bytes()
+    ended = main("calibrate", "--no-search", "--out", name)
+    assert ended.code == 2 and "is no operating point" in ended.err and name in ended.err
+    assert file.read_bytes() == before
+    # An earlier choice is replaced, even one that is damaged.
+    for _ in range(2):
+        assert main("calibrate", "--no-search", "--out", "point.json").code == 0
+        Path("point.json").write_text(Path("point.json").read_text().replace("fp32", "fp16"))
+
+
+def test_inspect_says_whether_the_chosen_file_is_still_the_same(here, main):
+    assert main("calibrate", "--no-search").code == 0
+    chosen, file = Path("bundles/latest") / WIDE, "bundles/latest/operating_point.json"
+    ended = main("inspect", file)
+    assert ended.code == 0 and f"{WIDE} beside it is the file that was chosen" in ended.out
+    chosen.write_bytes(chosen.read_bytes()[:-1])
+    ended = main("inspect", file)
+    assert ended.code == 2 and f"{WIDE} is not the file that was chosen" in ended.err
+    chosen.unlink()
+    ended = main("inspect", file)
+    assert ended.code == 0 and f"{WIDE} is not beside this file" in ended.out
 
 
 def test_a_file_that_is_another_one_since_the_bench_is_said(here, main):

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
+from oat_edge.cli.recipes import _print
 from oat_edge.config import TrainConfig
 from oat_edge.train.recipes import MEASURED, NAMED, RECIPES, recipe
 from oat_edge.train.state import TRAIN_STATE, load_state
@@ -23,6 +26,17 @@ def test_every_recipe_is_listed_on_lines_that_fit_a_terminal(main):
         assert data in ended.out
     for figures in MEASURED.values():
         assert figures.source in " ".join(lines)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_no_cell_is_cut_off_on_a_terminal(width):
+    screen = io.StringIO()
+    _print(Console(file=screen, width=width, force_terminal=True, color_system=None))
+    lines = [line.rstrip() for line in screen.getvalue().splitlines()]
+    assert max(map(len, lines)) <= width and "…" not in screen.getvalue()
+    figures = MEASURED["plain", "digits"]
+    shares = f"{100 * figures.standard_accuracy:.1f} / {100 * figures.robust_accuracy:.1f}"
+    assert any(line.endswith(shares) for line in lines)
 
 
 def test_json_holds_settings_that_train_again(main):

@@ -118,6 +118,8 @@ def test_a_run_with_other_settings_is_not_mixed_in(main):
         ("--attack fgsm", "attack is 'fgsm'"),
         ("--device tpu", "device is 'tpu'"),
         ("--seeds 0", "seeds is 0"),
+        ("--out /dev/null --dry-run", "/dev/null is a file: name another --out"),
+        ("--out /dev/null/deep", "/dev/null is a file: name another --out"),
         ("--data nosuch", "nosuch"),
     ],
 )

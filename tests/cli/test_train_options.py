@@ -13,6 +13,7 @@ from oat_edge.cli import app
 from oat_edge.cli.train_run import run_training
 from oat_edge.config import TrainConfig
 from oat_edge.data import Dataset
+from oat_edge.errors import InputError
 from oat_edge.train.loop import Trainer
 from tests.conftest import tiny_config
 
@@ -40,6 +41,13 @@ def test_options_reach_the_run(options: dict[str, object], tmp_path: Path) -> No
     assert {name: getattr(config, name) for name in options} == options
 
 
+def test_a_single_step_has_no_number_of_steps(tmp_path: Path) -> None:
+    given = ["--attack", "n-fgsm", "--attack-steps", "5", "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, [*TINY, *given])
+    assert isinstance(done.exception, InputError) and "which takes one" in str(done.exception)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_stops_early_or_overfits_says_so(digits: Dataset, tmp_path: Path) -> None:
     small = {"widths": (1.0,), "attack_steps": 1, "val_attack_samples": 32}
     config = tiny_config(epochs=30, lr=1e-9, patience=1, **small)
@@ -48,7 +56,7 @@ def test_a_run_that_stops_early_or_overfits_says_so(digits: Dataset, tmp_path: P
     run_training(trainer, console)
     text = console.export_text()
     stopped = trainer.state.epoch
-    assert f"stopped after epoch {stopped} of 30: 1 validations without a better score" in text
+    assert f"stopped after epoch {stopped} of 30: 1 validation without a better score" in text
     assert "robust overfitting" not in text
     trainer = Trainer(config, digits, tmp_path, resume=True)
     _make_overfit(trainer)

@@ -9,7 +9,14 @@ import pytest
 from oat_edge.errors import InputError
 from oat_edge.nn.zoo import architecture
 from oat_edge.operating_point import OperatingPoint, grid
-from oat_edge.reproduce.plan import BUDGETS, OF_SEVERAL_KNOTS, ReproduceConfig, chosen, plan
+from oat_edge.reproduce.plan import (
+    BUDGETS,
+    OF_SEVERAL_KNOTS,
+    OF_SEVERAL_WIDTHS,
+    ReproduceConfig,
+    chosen,
+    plan,
+)
 from oat_edge.train.recipes import RECIPES, recipe
 from tests.reproduce.made_up import models_of
 
@@ -40,9 +47,9 @@ def test_networks_differ_in_widths_lambdas_and_seed_and_nothing_else():
         }
         allowed = {"seed"}
         if model.kind == "dedicated":
-            allowed |= {"widths", "lambdas", *OF_SEVERAL_KNOTS}
+            allowed |= {"widths", "lambdas", *OF_SEVERAL_KNOTS, *OF_SEVERAL_WIDTHS}
         if model.kind == "oat":
-            allowed |= {"widths", "arch"}
+            allowed |= {"widths", "arch", *OF_SEVERAL_WIDTHS}
         assert differs <= allowed, model.name
 
 
