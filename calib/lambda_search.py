@@ -35,12 +35,14 @@ Measure = Callable[[float], Accuracy]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchLimits:
-    """When a search ends."""
+    """Where a search looks, and when it ends."""
 
     most: int = 12
     """λ between the knots that are tried, of one file."""
     resolution: float = 0.01
     """Values of λ that are closer are not told apart."""
+    through_zero: bool = False
+    """Whether λ between 0 and the first knot above it means anything: not with two branches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,12 @@ class Gap:
         return Gap(self.low, middle, self.ceiling), Gap(middle, self.high, self.ceiling)
 
 
-def gaps_of(knots: Sequence[Point]) -> list[Gap]:
-    """The gaps between a file's points at its knots above zero."""
-    above = sorted((point for point in knots if point.lam > 0), key=lambda point: point.lam)
-    return [Gap(low, high, _better(low, high, ROBUST)) for low, high in pairwise(above)]
+def gaps_of(knots: Sequence[Point], *, through_zero: bool = False) -> list[Gap]:
+    """The gaps between a file's points at its knots, those above zero unless `through_zero`."""
+    ends = sorted(
+        (point for point in knots if point.lam > 0 or through_zero), key=lambda point: point.lam
+    )
+    return [Gap(low, high, _better(low, high, ROBUST)) for low, high in pairwise(ends)]
 
 
 def _better(one: Point, other: Point, figure: str) -> float | None:
@@ -107,7 +111,7 @@ def search(
     """
     limits = limits or SearchLimits()
     known = choose([*knots, *([best] if best else [])], goal)
-    gaps, tried = gaps_of(knots), list[Point]()
+    gaps, tried = gaps_of(knots, through_zero=limits.through_zero), list[Point]()
     while len(tried) < limits.most:
         worth = [gap for gap in gaps if promising(gap, goal, known, limits.resolution)]
         if not worth:

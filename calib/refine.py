@@ -222,7 +222,7 @@ def _next_file(
     ways: list[tuple[Gap, Point]] = [
         (gap, point)
         for point in firsts.values()
-        for gap in gaps_of(_knots(pool, point, engines))
+        for gap in gaps_of(_knots(pool, point, engines), through_zero=limits.through_zero)
         if promising(gap, goal, best, limits.resolution)
     ]
     if not ways:

@@ -93,9 +93,10 @@ def searched(
                 say(f"measuring λ of {file}")
             say(f"measuring {label}", max(done, 0.01) / total)
 
-        found = find(
-            measured.points, goal, engines, limits=SearchLimits(most=max_lambdas), progress=tell
+        limits = SearchLimits(
+            most=max_lambdas, through_zero=bundle.spec.conditioning == "single-bn"
         )
+        found = find(measured.points, goal, engines, limits=limits, progress=tell)
     return Pool(
         measured=measured,
         points=found.points,

@@ -51,6 +51,20 @@ def rising(lam):
     return 0.3 + 0.2 * lam
 
 
+def test_below_the_first_knot_is_searched_where_lambda_goes_through_zero():
+    goal = Goal(min_robust=0.31, prefer="standard")  # which is reached at λ = 0.05
+    for through_zero in (False, True):
+        limits = SearchLimits(through_zero=through_zero)
+        measure = made_up(falling, rising)
+        found = search(at_knots(falling, rising), measure, goal, limits=limits)
+        best = choose([*at_knots(falling, rising), *found], goal)
+        assert best.between_knots == through_zero
+        if through_zero:
+            assert 0.05 <= best.lam <= 0.05 + 2 * limits.resolution
+        else:
+            assert best.lam == 0.1
+
+
 def test_the_last_lambda_that_keeps_the_bound_is_found():
     goal = Goal(min_robust=0.43, prefer="standard")  # which is reached at λ = 0.65
     found = search(at_knots(falling, rising), made_up(falling, rising), goal)
