@@ -10,7 +10,15 @@ from oat_edge.attacks.pgd import training_step_size
 from oat_edge.data import DATASETS
 from oat_edge.errors import InputError
 from oat_edge.nn.zoo import architecture
-from oat_edge.train.recipes import MEASURED, NAMED, RECIPES, Recipe, measured, recipe
+from oat_edge.train.recipes import (
+    MEASURED,
+    NAMED,
+    PLAIN_IS_AS_GOOD,
+    RECIPES,
+    Recipe,
+    measured,
+    recipe,
+)
 
 GENERAL = [name for name, one in NAMED.items() if one.data is None]
 OF_ONE = [name for name, one in NAMED.items() if one.data is not None]
@@ -45,6 +53,13 @@ def test_a_recipe_for_one_data_set_names_it_and_refuses_others(name: str) -> Non
 
 def test_without_a_name_or_data_it_is_the_default_for_digits() -> None:
     assert recipe() == recipe("digits") == recipe("digits", "default")
+
+
+@pytest.mark.parametrize("data", [*RECIPES, "pictures/of/things"])
+def test_the_default_adds_to_the_plain_recipe_heads_and_average_alone(data: str) -> None:
+    plain, default = recipe(data, "plain"), recipe(data)
+    assert (plain == default) == (data in PLAIN_IS_AS_GOOD)
+    assert dataclasses.replace(default, heads="shared", ema=0.0) == plain
 
 
 def test_an_unknown_recipe_lists_what_there_is() -> None:
