@@ -1,8 +1,8 @@
 """glibc: keep what a batch has freed for the next one.
 
 An attack or a training step frees all its activations at its end. By default glibc gives most of
-that back to the system, and the next step gets it again page by page, each of them cleared: on
-192 images PGD on wrn-10-1 ran 1.4x faster without (one thread, `benchmarks/kept_memory.py`).
+that back to the system, and the next step gets it again page by page, each of them cleared.
+PGD on 250 images was 1.3 to 1.8 times as fast without (`benchmarks/kept_memory.py`).
 """
 
 from __future__ import annotations
