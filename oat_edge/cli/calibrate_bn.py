@@ -14,6 +14,7 @@ from oat_edge.cli.console import output_console, plain_table, steps
 from oat_edge.cli.options import DataDir, Download, JsonFile, Seed
 from oat_edge.errors import DependencyError, GateError, InputError
 from oat_edge.files import check_replaceable, write_json
+from oat_edge.memory import keep_freed_memory
 from oat_edge.operating_point import parse_list
 from oat_edge.require import require
 
@@ -71,6 +72,7 @@ def bn(
     on the validation split, and more than 2 points below it is a warning.
     """
     torch = require("torch", purpose="calibrating batch norms")
+    keep_freed_memory()
     from oat_edge.calib.bn_statistics import StatisticsConfig
     from oat_edge.calib.new_widths import calibrate_widths, reserved, save_run
     from oat_edge.cli.export import load_test_data

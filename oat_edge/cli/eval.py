@@ -25,6 +25,7 @@ from oat_edge.errors import DependencyError, InputError
 from oat_edge.evaluation.config import BUNDLE_ATTACKS, EvalConfig, parse_attacks
 from oat_edge.evaluation.report import REPORT, SAMPLES, Evaluation
 from oat_edge.files import check_replaceable, write_json
+from oat_edge.memory import keep_freed_memory
 from oat_edge.operating_point import parse_list, select
 from oat_edge.require import require
 from oat_edge.runtime.artifacts import choose_widths
@@ -166,6 +167,7 @@ def _of_run(
     device: str,
 ) -> tuple[Path, Evaluation]:
     torch = require("torch", purpose="attacking a PyTorch network")
+    keep_freed_memory()
     from oat_edge.cli.export import load_test_data
     from oat_edge.evaluation.network import evaluate_network
     from oat_edge.train.checkpoint import load_checkpoint

@@ -17,6 +17,7 @@ from oat_edge.errors import InputError
 from oat_edge.evaluation.config import ALIASES
 from oat_edge.exporters.config import DEFAULT_PRECISION, ExportConfig, check_engine_target
 from oat_edge.exporters.export import export_bundle
+from oat_edge.memory import keep_freed_memory
 from oat_edge.operating_point import select
 from oat_edge.require import require
 from oat_edge.runtime.artifacts import FORMATS
@@ -131,6 +132,7 @@ def export(
     Each width also gets an attack pack: adversarial test images that bench replays on the engine.
     """
     require("torch", purpose="exporting")
+    keep_freed_memory()
     from oat_edge.train.checkpoint import load_checkpoint
 
     if format not in FORMATS:

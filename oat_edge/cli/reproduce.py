@@ -14,6 +14,7 @@ from oat_edge.cli.options import DataDir, Download, JsonFile, RecipeName
 from oat_edge.cli.reproduce_run import Reproduction, print_plan, print_report, write_report
 from oat_edge.evaluation.config import ATTACKS, parse_attacks
 from oat_edge.files import check_replaceable, write_json
+from oat_edge.memory import keep_freed_memory
 from oat_edge.operating_point import parse_list
 from oat_edge.reproduce.plan import BUDGETS, ReproduceConfig, chosen
 from oat_edge.reproduce.settings import parse_settings
@@ -97,6 +98,7 @@ def reproduce(
         num_seeds=seeds,
     )
     console = output_console(json)
+    keep_freed_memory()
     work = Reproduction.open(
         config, out, data_dir=data_dir, download=download, device=device, console=console
     )

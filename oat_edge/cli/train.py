@@ -11,6 +11,7 @@ from oat_edge.cli.console import make_console
 from oat_edge.cli.options import DataDir, Download, RecipeName, fraction
 from oat_edge.cli.train_run import LATEST, last_words, open_trainer, run_training
 from oat_edge.errors import InputError
+from oat_edge.memory import keep_freed_memory
 from oat_edge.operating_point import parse_list
 from oat_edge.require import require
 
@@ -204,6 +205,7 @@ def train(
 
     console = make_console(stderr=False)
     require("torch", purpose="training")
+    keep_freed_memory()
     from oat_edge.train.distributed import joined
 
     if attack == "n-fgsm" and attack_steps not in (None, 1):
