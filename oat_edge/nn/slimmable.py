@@ -76,7 +76,18 @@ class SlimmableConv2d(nn.Conv2d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)
-        return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, groups)
+        stride = self.stride
+        if input.is_cpu and self._only_skips_pixels:
+            # oneDNN 3.12's weight gradient of a strided 1x1 convolution writes past its memory
+            # when channels are last, fewer than 16 and threads several (oneDNN issue 6035).
+            input, stride = input[..., :: stride[0], :: stride[1]], (1, 1)
+        return F.conv2d(input, weight, bias, stride, padding, self.dilation, groups)
+
+    @property
+    def _only_skips_pixels(self) -> bool:
+        """Strided with 1x1 kernels: the same as a convolution of every stride-th pixel."""
+        unpadded = self.padding in ((0, 0), "valid")
+        return self.kernel_size == (1, 1) and self.stride != (1, 1) and unpadded
 
 
 class SlimmableLinear(nn.Linear):
