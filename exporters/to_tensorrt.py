@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from oat_edge.errors import BuildError, DependencyError
-from oat_edge.exporters.build_session import Phases, Session, make_monitor, one_line, open_log
+from oat_edge.exporters.build_session import Phases, Session, make_monitor, open_log
+from oat_edge.exporters.trt_network import check_interface, convolutions_of, parser_errors
 from oat_edge.runtime.recipe import Recipe
 from oat_edge.runtime.trt_api import Library, network_flags, set_weak_precision
 from oat_edge.runtime.trt_layers import (
     Layer,
     check_precision,
     count_convolutions,
-    data_type,
     layers_from_json,
     layers_from_log,
-    onnx_names,
 )
 
 INPUTS = ("image", "lambda")
-OUTPUT = "logits"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,10 +131,10 @@ class _Build:
         parser = api.OnnxParser(network, session.logger)
         if not parser.parse(self.onnx):
             what = f"{library.name} does not read the ONNX file"
-            raise session.error(what, _parser_errors(parser))
+            raise session.error(what, parser_errors(parser))
         session.check()
-        _check_interface(network, api)
-        counts, nodes = _convolutions(network, api)
+        check_interface(network, api)
+        counts, nodes = convolutions_of(network, api)
         if strong:
             check_precision(counts, self.recipe.precision, what="the ONNX file")
             self.parsed = counts
@@ -264,63 +261,5 @@ class _Build:
         return str(inspector.get_engine_information(self.api.LayerInformationFormat.JSON))
 
 
-def _check_interface(network: Any, api: Any) -> None:
-    """Inputs and output are those of the contract: float32 with a free batch size."""
-    inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    outputs = [network.get_output(i) for i in range(network.num_outputs)]
-    names = [tensor.name for tensor in inputs], [tensor.name for tensor in outputs]
-    had = [", ".join(found) or "none" for found in names]
-    remedy = "build from a file that `oat-edge export` wrote"
-    if sorted(names[0]) not in (["image"], ["image", "lambda"]) or names[1] != [OUTPUT]:
-        raise BuildError(
-            f"the ONNX file has inputs: {had[0]}, outputs: {had[1]}; "
-            f"expected image and lambda (none if it is pinned), and {OUTPUT}; {remedy}"
-        )
-    for tensor in (*inputs, *outputs):
-        batch, *rest = tuple(tensor.shape) or (0,)
-        rank = {"image": 4, "lambda": 1, OUTPUT: 2}[tensor.name]
-        if tensor.dtype != api.DataType.FLOAT or len(rest) != rank - 1:
-            got = f"{tensor.dtype.name} {tuple(tensor.shape)}"
-            raise BuildError(f"{tensor.name} is {got}: expected FLOAT of {rank} axes; {remedy}")
-        if batch != -1:
-            raise BuildError(
-                f"{tensor.name} has a fixed batch of {batch}: expected a dynamic one, or the "
-                f"engine would be wrong for others; {remedy}"
-            )
-        if tensor.name == "image" and -1 in rest:
-            raise BuildError(f"image is {tuple(tensor.shape)}: expected (-1, C, H, W); {remedy}")
-
-
-def _convolutions(network: Any, api: Any) -> tuple[dict[str, int], set[str]]:
-    """How many convolutions of a parsed network are in each type, and their ONNX nodes."""
-    layers = [network.get_layer(i) for i in range(network.num_layers)]
-    quantized = {
-        layer.get_output(0).name: data_type(layer.get_input(0).dtype.name)
-        for layer in layers
-        if layer.type == api.LayerType.DEQUANTIZE
-    }
-    kinds = (api.LayerType.CONVOLUTION, api.LayerType.DECONVOLUTION)
-    counts: Counter[str] = Counter()
-    nodes: set[str] = set()
-    for layer in layers:
-        if layer.type in kinds:
-            read = [layer.get_input(i) for i in range(layer.num_inputs)]
-            # Data and weights behind dequantisation: the product is of what they were before.
-            types = {quantized.get(tensor.name) for tensor in read[:2] if tensor is not None}
-            (kind,) = types if len(types) == 1 and layer.num_inputs > 1 else (None,)
-            counts[kind or data_type(layer.get_output(0).dtype.name)] += 1
-            nodes |= {layer.name, *onnx_names(getattr(layer, "metadata", ""))}
-    return dict(counts), nodes
-
-
 def _shapes(tensor: Any, recipe: Recipe) -> list[tuple[int, ...]]:
     return [(batch, *tuple(tensor.shape)[1:]) for batch in recipe.batches]
-
-
-def _parser_errors(parser: Any) -> list[str]:
-    errors = []
-    for error in (parser.get_error(i) for i in range(parser.num_errors)):
-        node, kind = error.node_name(), error.node_operator()
-        where = f"{kind or 'node'} {node}: " if node or kind else ""
-        errors.append(one_line(f"{where}{error.desc()}"))
-    return errors

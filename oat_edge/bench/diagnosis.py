@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from oat_edge.bench.findings import NUMBER, Finding, Kind, Measurement, findings, measurements
+from oat_edge.bench.finding import Finding, Kind, Measurement
+from oat_edge.bench.findings import NUMBER, findings, measurements
 from oat_edge.bench.report import Report
 
 ENERGY = "energy_mj: "

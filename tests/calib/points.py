@@ -21,12 +21,13 @@ from tests.bench.conftest import CHECKPOINT, KNOTS, SPEC, make_pack, write_netwo
 from tests.bench.made_up import latency, make_report
 
 NUM = 150
+WIDE = "w1.00-fp32.onnx"
 
 
 def point(**facts: object) -> Point:
     """A point with all figures."""
     usual: dict[str, object] = {
-        "artifact": "w1.00-fp32.onnx",
+        "artifact": WIDE,
         "sha256": "a" * 64,
         "format": "onnx",
         "precision": "fp32",
@@ -97,14 +98,14 @@ def make_bundle(folder: Path, *, pinned: bool = True) -> Bundle:
 
     for name, width, lam in (
         ("w0.50-fp32.onnx", 0.5, None),
-        ("w1.00-fp32.onnx", 1.0, None),
+        (WIDE, 1.0, None),
         ("w0.50-lambda0.3-fp32.onnx", 0.5, 0.3),
     ):
         if lam is None or pinned:
             write_gentle(folder / name, seed=int(100 * width), pinned_lambda=lam)
             add(name, width, "onnx", pinned_lambda=lam)
     clean = make_pack(1.0, num=NUM)
-    wide = session_of(folder / "w1.00-fp32.onnx")
+    wide = session_of(folder / WIDE)
     labels = logits(wide, clean.images, 0.3).argmax(axis=1)
     labels[::5] = (labels[::5] + 1) % 3
     for width in (0.5, 1.0):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,9 @@ import pytest
 
 from oat_edge import cli
 from oat_edge.bench.config import BenchConfig
+from oat_edge.bundle import Bundle
+from oat_edge.files import point_latest
+from tests.calib.points import make_bundle, report_of, save
 
 
 class Ended(NamedTuple):
@@ -57,3 +61,19 @@ def main(
 
     yield run
     signal.signal(signal.SIGPIPE, handler)
+
+
+@pytest.fixture(scope="module")
+def measured_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with its report, as `export` and `bench` leave them."""
+    bundle = make_bundle(tmp_path_factory.mktemp("bundles") / "tiny-run")
+    save(report_of(bundle), bundle.path / "report.json")
+    return bundle
+
+
+@pytest.fixture
+def here(measured_bundle: Bundle, main: Callable[..., Ended]) -> Bundle:
+    """The same as bundles/latest of the present folder."""
+    shutil.copytree(measured_bundle.path, "bundles/tiny-run")
+    point_latest(Path("bundles/tiny-run"))
+    return Bundle.open("bundles/latest")
