@@ -18,6 +18,7 @@ from oat_edge.network_spec import (
 )
 
 LambdaSampling = Literal["knots", "continuous"]
+CleanImages = Literal["share", "all"]
 Loss = Literal["oat", "trades"]
 Attack = Literal["pgd", "n-fgsm"]
 ShareAttack = Literal["off", "widest", "random"]
@@ -28,7 +29,7 @@ LATER_FIELDS = frozenset(
     {
         "heads", "conditioning", "lambda_sampling", "loss", "trades_beta", "label_smoothing",
         "sandwich", "distill", "attack", "share_attack", "awp_gamma", "ema", "swa_start",
-        "patience", "accumulate", "amp", "compile",
+        "patience", "accumulate", "amp", "compile", "clean_images",
     }
 )  # fmt: skip
 
@@ -49,6 +50,10 @@ class TrainConfig:
     """See `NetworkSpec.encoding`."""
     clean_share: float | None = None
     """Share of λ = 0 samples in a batch; None is 1/K as in the paper."""
+    clean_images: CleanImages = "share"
+    """Images that train at λ = 0: a share of each batch (OAT), or "all" of it, and all at some
+    λ > 0 too, as AdvProp does (Xie et al. 2020); a clean pass needs no attack. With "all",
+    `clean_share` is the weight of λ = 0 in the loss, which so expects to be the same."""
     epochs: int = 30
     """Passes over the training split."""
     batch_size: int = 128
@@ -148,6 +153,9 @@ class TrainConfig:
             raise InputError(f"train_samples is {self.train_samples}: expected 1 or more")
         if self.clean_share is not None and not 0.0 < self.clean_share < 1.0:
             raise InputError(f"clean_share is {self.clean_share}: expected inside (0, 1)")
+        check_choice("clean_images", self.clean_images, CleanImages)
+        if self.clean_images == "all":
+            self._check_two_branches()
         check_choice("heads", self.heads, Heads)
         check_conditioning(self.conditioning, self.lambdas, self.encoding)
         check_choice("lambda_sampling", self.lambda_sampling, LambdaSampling)
@@ -173,6 +181,24 @@ class TrainConfig:
             return None
         # With two branches nothing lies between λ = 0 and the first knot above it.
         return 0 if self.conditioning == "single-bn" else 1
+
+    @property
+    def clean_weight(self) -> float:
+        """What λ = 0 counts in the loss: `clean_share`, or 1/K."""
+        return 1 / len(self.lambdas) if self.clean_share is None else self.clean_share
+
+    @property
+    def drawn_clean_share(self) -> float | None:
+        """`clean_share` for `sample_knots`: 0 where λ = 0 has a pass of its own for all images."""
+        return 0.0 if self.clean_images == "all" else self.clean_share
+
+    def _check_two_branches(self) -> None:
+        if len(self.lambdas) < 2 or self.lambdas[0] > 0 or self.conditioning == "single-bn":
+            raise InputError(
+                f"clean_images is 'all', lambdas are {self.lambdas} and conditioning "
+                f"'{self.conditioning}': expected a batch norm of λ = 0 beside one of λ > 0, or "
+                "'share'"
+            )
 
     def _check_quality(self) -> None:
         for name, kind in (("loss", Loss), ("attack", Attack), ("share_attack", ShareAttack)):

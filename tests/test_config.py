@@ -138,6 +138,7 @@ def test_a_spec_that_cannot_be_built_is_refused_by_the_name_of_its_field(name, v
         ("clean_share", 0.0),
         ("clean_share", 1.0),
         ("clean_share", NAN),
+        ("clean_images", "some"),
         ("seed", -1),
         ("seed", 2**63),
         ("encoding", "fourier"),
@@ -167,6 +168,8 @@ def test_training_that_cannot_run_is_refused_by_the_name_of_its_field(name, valu
     [
         ({"conditioning": "table", "lambdas": (1.0,)}, "only λ is 1"),
         ({"conditioning": "single-bn", "encoding": "dct"}, "only 'film' encodes λ"),
+        ({"clean_images": "all", "lambdas": (1.0,)}, "a batch norm of λ = 0 beside one of λ > 0"),
+        ({"clean_images": "all", "conditioning": "single-bn"}, "conditioning 'single-bn'"),
         ({"lambda_sampling": "continuous", "lambdas": (1.0,)}, "two or more above 0"),
         ({"lambda_sampling": "continuous", "lambdas": (0.0, 1.0)}, "two or more above 0"),
     ],

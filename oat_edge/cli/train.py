@@ -70,6 +70,13 @@ def train(
         float | None,
         typer.Option(help="Share of λ=0 samples in a batch.", show_default="1/K"),
     ] = None,
+    clean_images: Annotated[
+        str | None,
+        typer.Option(
+            help="Images that train at λ=0: a share of a batch, or all of it beside a λ>0.",
+            show_default="share",
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
@@ -178,6 +185,7 @@ def train(
             "conditioning": conditioning,
             "lambda_sampling": lambda_sampling,
             "clean_share": clean_share,
+            "clean_images": clean_images,
             "epochs": epochs,
             "batch_size": batch_size,
             "lr": lr,
@@ -194,8 +202,7 @@ def train(
             "attack": attack,
             "share_attack": share_attack,
             "awp_gamma": awp_gamma,
-            # Asked for the one average, nobody wants the recipe's other one.
-            "ema": 0.0 if ema is None and swa_start else ema,
+            "ema": ema,
             "swa_start": swa_start,
             "patience": patience,
             "accumulate": accumulate,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import threading
 import time
@@ -46,7 +45,7 @@ def open_trainer(
     from oat_edge.train.distributed import ALONE, check_device
     from oat_edge.train.loop import Trainer
     from oat_edge.train.precision import resolve_amp, resolve_compile
-    from oat_edge.train.recipes import DEFAULT
+    from oat_edge.train.recipes import DEFAULT, with_settings
     from oat_edge.train.recipes import recipe as settings_of
     from oat_edge.train.state import TRAIN_STATE, load_state
 
@@ -71,7 +70,7 @@ def open_trainer(
                     f"got {value}; leave it out"
                 )
     else:
-        config = dataclasses.replace(settings_of(given.get("data"), recipe or DEFAULT), **given)
+        config = with_settings(settings_of(given.get("data"), recipe or DEFAULT), given)
     architecture(config.arch)
     with ranks.machine_by_machine():
         dataset = load(

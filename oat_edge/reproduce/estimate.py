@@ -92,7 +92,7 @@ def _measure(config: TrainConfig, dataset: Dataset, device: str) -> _Speed:
     evaluated = {width: fold(trainer.network, width) for width in config.widths}  # in float32
 
     def step(num: int) -> None:
-        knots = sample_knots(num, len(config.lambdas), config.clean_share, generator)
+        knots = sample_knots(num, len(config.lambdas), config.drawn_clean_share, generator)
         trainer.step(*_batch(trainer, num), knots.to(trainer.device), generator)
 
     def attack(width: float, num: int) -> None:

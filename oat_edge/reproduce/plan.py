@@ -12,12 +12,12 @@ from oat_edge.config import TrainConfig
 from oat_edge.errors import InputError
 from oat_edge.evaluation.config import EvalConfig, check_run_attacks
 from oat_edge.operating_point import OperatingPoint, grid
-from oat_edge.train.recipes import DEFAULT, recipe
+from oat_edge.train.recipes import DEFAULT, recipe, with_settings
 
 Kind = Literal["oats", "compared", "dedicated", "oat"]
 # Settings that mean something for several λ, or several widths, only. A network that has one has
 # their defaults: some are refused there.
-OF_SEVERAL_KNOTS = ("clean_share", "conditioning", "lambda_sampling")
+OF_SEVERAL_KNOTS = ("clean_share", "clean_images", "conditioning", "lambda_sampling")
 OF_SEVERAL_WIDTHS = ("heads", "sandwich", "distill", "share_attack")
 
 
@@ -189,7 +189,7 @@ def _oats(config: ReproduceConfig, name: str, num_train: int) -> TrainConfig:
         changes["epochs"] = min(budget.epochs, base.epochs)
     if budget.train_samples is not None and budget.train_samples < num_train:
         changes["train_samples"] = budget.train_samples
-    return dataclasses.replace(base, **{**changes, **config.settings})
+    return with_settings(base, {**changes, **config.settings})
 
 
 def _alone(config: TrainConfig, reset: tuple[str, ...], **changes: Any) -> TrainConfig:

@@ -67,7 +67,7 @@ class Batches:
             sample_knots(
                 self.size // config.accumulate,
                 len(config.lambdas),
-                config.clean_share,
+                config.drawn_clean_share,
                 generator,
                 lowest_continuous=config.lowest_continuous,
             )
@@ -107,8 +107,9 @@ class Batches:
             raise InputError(
                 f"{what} has {part} images: {num_knots} lambdas need at least {2 * num_knots}"
             )
-        num_clean = math.ceil(part * (config.clean_share or 1 / num_knots))
-        if num_knots > 1 and not 2 <= num_clean <= part - 2:
+        num_clean = math.ceil(part * config.clean_weight)
+        shares = num_knots > 1 and config.clean_images == "share"
+        if shares and not 2 <= num_clean <= part - 2:
             raise InputError(
                 f"clean_share {config.clean_share} leaves {num_clean} of {part} images "
                 "to λ = 0: batch norm needs two or more in each branch"

@@ -20,8 +20,8 @@ def sample_knots(
     """Index of each sample's knot, (N,) int64 on the CPU.
 
     ceil(share·N) samples at random places take knot 0 (λ = 0; share None is 1/K, OAT.py); the
-    others are uniform over the remaining knots. With `lowest_continuous` they are uniform from
-    that index to the last, float32: 2.25 is a quarter of the way from knot 2 to knot 3.
+    others, with share 0 all, are uniform over the remaining knots. With `lowest_continuous` they
+    are uniform from that index to the last, float32: 2.25 is a quarter of the way from 2 to 3.
     """
     if num_knots == 1:
         return torch.zeros(batch_size, dtype=torch.int64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from oat_edge.train.distributed import Ranks
@@ -39,12 +40,25 @@ class Shard:
     """(M,) bool: which of all processes' samples with λ > 0 are this one's."""
     num_samples: int
     """N."""
+    clean_weight: float = 1.0
+    """Of the losses of `clean`, and"""
+    robust_weight: float = 1.0
+    """of those of `robust`."""
 
 
-def shard(images: Tensor, labels: Tensor, knot_index: Tensor, knots: Tensor, ranks: Ranks) -> Shard:
+def shard(
+    images: Tensor,
+    labels: Tensor,
+    knot_index: Tensor,
+    knots: Tensor,
+    ranks: Ranks,
+    *,
+    all_clean: float | None = None,
+) -> Shard:
     """Divide a batch that is the same on all processes.
 
     images: (N, C, H, W); labels: (N,); knot_index: (N,), as `sample_knots` draws it; knots: (K,).
+    all_clean: all images train at λ = 0 too, with this weight, the rest of 1 being that of λ > 0.
     """
     hat = knot_weights(knot_index, len(knots)).to(images.dtype)
     lam = hat @ knots.to(images.dtype)
@@ -54,6 +68,17 @@ def shard(images: Tensor, labels: Tensor, knot_index: Tensor, knots: Tensor, ran
     def part(chosen: Tensor) -> Samples:
         return Samples(images[chosen], labels[chosen], lam[chosen], hat[chosen])
 
+    if all_clean is not None:
+        at_zero = torch.zeros_like(knot_index[mine])
+        zero_hat = knot_weights(at_zero, len(knots)).to(images.dtype)
+        return Shard(
+            clean=Samples(images[mine], labels[mine], zero_hat @ knots.to(images.dtype), zero_hat),
+            robust=part(mine),
+            among=mine,
+            num_samples=len(images),
+            clean_weight=all_clean,
+            robust_weight=1 - all_clean,
+        )
     return Shard(
         clean=part(clean & mine) if clean.any() else None,
         robust=None if clean.all() else part(~clean & mine),

@@ -32,6 +32,8 @@ FilmTables = list[tuple[Tensor, Tensor]]
 class StepOptions:
     """The fields of `TrainConfig` that change what a step does; the defaults are plain OATS."""
 
+    all_clean: float | None = None
+    """λ = 0's weight where all images train at it; None: those that drew it."""
     loss: Loss = "oat"
     trades_beta: float = 6.0
     label_smoothing: float = 0.0
@@ -45,8 +47,9 @@ class StepOptions:
     @classmethod
     def of(cls, config: TrainConfig) -> StepOptions:
         """Those of a training run."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{name: getattr(config, name) for name in names})
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "all_clean"]
+        all_clean = config.clean_weight if config.clean_images == "all" else None
+        return cls(all_clean=all_clean, **{name: getattr(config, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +127,7 @@ class OATSStep:
         num_parts = self.options.accumulate
         parts = (tensor.chunk(num_parts) for tensor in (images, labels, knot_index))
         for x, y, index in zip(*parts, strict=True):
-            batch = shard(x, y, index, self.knots, self.ranks)
+            batch = self._shard(x, y, index)
             total += self._backward(batch, widths, leaves, generator)
         pairs = [
             (table, leaf.grad)
@@ -172,8 +175,12 @@ class OATSStep:
         generator: torch.Generator,
     ) -> Tensor:
         """The loss of one width on its own adversarial images, mean over the batch."""
-        batch = shard(images, labels, knot_index, self.knots, self.ranks)
+        batch = self._shard(images, labels, knot_index)
         return self.passes(batch, width, film, self.craft(batch, width, film, generator))[0]
+
+    def _shard(self, images: Tensor, labels: Tensor, knot_index: Tensor) -> Shard:
+        all_clean = self.options.all_clean
+        return shard(images, labels, knot_index, self.knots, self.ranks, all_clean=all_clean)
 
     def craft(
         self, batch: Shard, width: float, film: FilmTables, generator: torch.Generator
@@ -236,17 +243,19 @@ class OATSStep:
         if clean is not None:
             targets = clean.labels if teacher is None else teacher.clean
             assert targets is not None
-            terms.append(
-                cross_entropy(logits["clean"], targets, self.loss_options, reduction="sum")
-            )
+            term = cross_entropy(logits["clean"], targets, self.loss_options, reduction="sum")
+            terms.append(batch.clean_weight * term)
             taught_clean = logits["clean"].detach().softmax(dim=1)
         if robust is not None:
             targets = robust.labels if teacher is None else teacher.robust
             assert targets is not None
             seen = logits.get("seen")
-            terms += self.robust_loss.terms(
-                seen, logits["attacked"], targets, robust.lam, self.loss_options
-            )
+            terms += [
+                batch.robust_weight * term
+                for term in self.robust_loss.terms(
+                    seen, logits["attacked"], targets, robust.lam, self.loss_options
+                )
+            ]
             source = logits["attacked"] if seen is None else seen
             taught_robust = source.detach().softmax(dim=1)
         loss = sum(terms, start=torch.zeros_like(terms[0])) / batch.num_samples

@@ -24,7 +24,8 @@ TINY = ("train", "--train-samples", "120", "--epochs", "1", "--attack-steps", "1
     "options",
     [
         {"loss": "trades", "trades_beta": 2.0, "ema": 0.9, "patience": 3, "distill": True},
-        {"attack": "n-fgsm", "share_attack": "random", "sandwich": 1, "label_smoothing": 0.1,
+        {"attack": "n-fgsm", "share_attack": "random", "sandwich": 1, "clean_images": "all",
+         "label_smoothing": 0.1,
          "awp_gamma": 0.005, "swa_start": 0.5, "amp": "off"},
         {"amp": "bf16", "compile": "off"},
     ],

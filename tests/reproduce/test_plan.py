@@ -63,6 +63,12 @@ def test_dedicated_networks_have_one_width_and_one_lambda_each():
         assert model.config.clean_share is None
 
 
+def test_what_needs_several_lambdas_is_left_out_of_dedicated_networks():
+    _, models = models_of(dedicated=(), settings={"clean_images": "all"})
+    images = {model.kind: model.config.clean_images for model in models}
+    assert images == {"oats": "all", "dedicated": "share"}
+
+
 def test_an_oat_network_stands_for_its_width():
     _, models = models_of(oat_per_width=True)
     oats = models[0]

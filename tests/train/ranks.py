@@ -26,8 +26,13 @@ BATCHES = {
     "one clean": [5, 1, 2, 0, 3, 5],
     "one robust": [0, 0, 0, 4, 0, 0],
     "all clean": [0, 0, 0, 0],
+    "twice": [1, 2, 3, 4, 5, 5],
 }
-CASES = [("mixed", 1), ("mixed", 2), ("one clean", 1), ("one robust", 1), ("all clean", 2)]
+CASES = [
+    ("mixed", 1), ("mixed", 2), ("one clean", 1), ("one robust", 1), ("all clean", 2), ("twice", 2),
+]  # fmt: skip
+# Every image trains at λ = 0 too, with this weight.
+ALL_CLEAN = {"twice": 0.25}
 
 
 def free_port() -> int:
@@ -98,7 +103,7 @@ def made_data() -> Dataset:
 def everything(ranks: Ranks, folder: Path) -> dict[str, Any]:
     """All that two processes are asked for: starting them takes longer than the work."""
     steps = {
-        f"{name}, {accumulate}": steps_in_double(ranks, BATCHES[name], accumulate)
+        f"{name}, {accumulate}": steps_in_double(ranks, name, accumulate)
         for name, accumulate in CASES
     }
     return {
@@ -111,13 +116,13 @@ def everything(ranks: Ranks, folder: Path) -> dict[str, Any]:
 
 
 def steps_in_double(
-    ranks: Ranks, index: list[int], accumulate: int
+    ranks: Ranks, name: str, accumulate: int
 ) -> tuple[list[float], dict[str, torch.Tensor], torch.Tensor]:
     """Losses of two steps, the network after them, and the state of the random stream."""
-    network = make_network(widths=(0.5, 1.0)).double()
+    index, network = BATCHES[name], make_network(widths=(0.5, 1.0)).double()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     settings: dict[str, Any] = {"eps": 8 / 255, "attack_steps": 2}
-    options = StepOptions(accumulate=accumulate)
+    options = StepOptions(accumulate=accumulate, all_clean=ALL_CLEAN.get(name))
     step = OATSStep(network, optimizer, options=options, ranks=ranks, **settings)
     generator = torch.Generator().manual_seed(1)
     losses = []

@@ -44,6 +44,17 @@ def test_training_learns_at_every_width(digits: Dataset, tmp_path: Path) -> None
     assert all(point.standard > 0.4 for point in grid if point.point.lam == 0), grid
 
 
+def test_a_clean_pass_of_all_images_learns_and_draws_no_zero(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    """As many images at λ = 0 as in the whole batch leave it no worse than others are."""
+    config = tiny_config(epochs=15, eps=8 / 255, val_every=15, clean_images="all")
+    trainer = Trainer(config, digits, tmp_path)
+    assert trainer.batches.draw(0, 0).knot_index.min() == 1
+    assert trainer.step.options.all_clean == config.clean_share == 0.4
+    assert all(point.standard > 0.4 for point in trainer.train())
+
+
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 def test_stop_and_resume_gives_the_same_bytes(
     tiny_run: Path, digits: Dataset, tmp_path: Path, stop_after: int

@@ -18,6 +18,7 @@ from oat_edge.train.recipes import (
     Recipe,
     measured,
     recipe,
+    with_settings,
 )
 
 GENERAL = [name for name, one in NAMED.items() if one.data is None]
@@ -56,10 +57,30 @@ def test_without_a_name_or_data_it_is_the_default_for_digits() -> None:
 
 
 @pytest.mark.parametrize("data", [*RECIPES, "pictures/of/things"])
-def test_the_default_adds_to_the_plain_recipe_heads_and_average_alone(data: str) -> None:
+def test_the_default_adds_three_settings_to_the_plain_recipe(data: str) -> None:
     plain, default = recipe(data, "plain"), recipe(data)
     assert (plain == default) == (data in PLAIN_IS_AS_GOOD)
-    assert dataclasses.replace(default, heads="shared", ema=0.0) == plain
+    assert dataclasses.replace(default, heads="shared", ema=0.0, clean_images="share") == plain
+
+
+@pytest.mark.parametrize(
+    ("given", "gone"),
+    [
+        ({"swa_start": 0.0}, {"ema": 0.0}),
+        ({"lambdas": (1.0,)}, {"clean_images": "share"}),
+        ({"conditioning": "single-bn"}, {"clean_images": "share"}),
+        ({"lr": 0.5, "lambdas": (0.0, 1.0)}, {}),
+    ],
+)
+def test_a_recipe_makes_way_for_what_the_user_chose(
+    given: dict[str, object], gone: dict[str, object]
+) -> None:
+    default = recipe("fashion-mnist")
+    config = with_settings(default, given)
+    assert config == dataclasses.replace(default, **given, **gone)  # type: ignore[arg-type]
+    for name in gone:
+        with pytest.raises(InputError):
+            with_settings(default, {**given, name: getattr(default, name)})
 
 
 def test_an_unknown_recipe_lists_what_there_is() -> None:

@@ -90,6 +90,30 @@ def test_without_options_loss_and_statistics_are_the_same_to_the_last_bit() -> N
         torch.testing.assert_close(gradients[name].grad, parameter.grad, **exact)
 
 
+def test_all_images_train_at_zero_and_above_with_a_weight_for_each() -> None:
+    network, weight = make_network(widths=(1.0,)), 0.3
+    plain = copy.deepcopy(network)
+    images, labels, index = _batch()
+    index = index.clamp(min=1)
+    loss = _step(network, all_clean=weight)(images, labels, index, torch.Generator().manual_seed(1))
+    step = _step(plain)
+    plain.train()
+    step.optimizer.zero_grad(set_to_none=True)
+    film = plain.film_tables()
+    zero = F.one_hot(torch.zeros_like(index), 6).float()
+    clean = plain.train_pass(images, zero, 1.0, adversarial=False, film=film)
+    # What follows a clean pass is what a batch without λ = 0 does.
+    robust = step.loss(images, labels, index, 1.0, film, torch.Generator().manual_seed(1))
+    expected = weight * F.cross_entropy(clean, labels) + (1 - weight) * robust
+    torch.testing.assert_close(loss, expected.detach())
+    torch.autograd.backward(expected)
+    gradients = dict(network.named_parameters())
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(gradients[name].grad, parameter.grad, msg=name)
+    buffers = dict(network.named_buffers())
+    assert all(torch.equal(buffers[name], value) for name, value in plain.named_buffers())
+
+
 def test_the_sandwich_trains_both_ends_and_some_between() -> None:
     widths = (0.25, 0.5, 0.75, 1.0)
     network = make_network(widths=widths)
