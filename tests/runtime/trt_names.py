@@ -16,7 +16,9 @@ SOURCES = [
     path
     for folder in ("runtime", "exporters")
     for path in sorted((ROOT / folder).glob("*.py"))
-    if "trt_api" in path.stem + path.read_text(encoding="utf-8")
+    if any(
+        name in path.stem + path.read_text(encoding="utf-8") for name in ("trt_api", "trt_network")
+    )
 ]
 
 
