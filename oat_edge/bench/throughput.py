@@ -7,13 +7,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from oat_edge.bench.latency import NS, Clock
 
 WARMUP_REQUESTS = 3
+# Looking for it more often would disturb what is being measured.
+LOOK_S = 0.5
 
 
 class StoppedError(Exception):
@@ -106,6 +108,9 @@ def measure_throughput(
 
 def _results(futures: Sequence[Future[tuple[int, int]]]) -> list[tuple[int, int]]:
     """What the workers returned; raises the first error that is not just another's."""
+    # A Ctrl-C that comes just before this thread goes to sleep would not wake it.
+    while wait(futures, timeout=LOOK_S).not_done:
+        pass
     errors = [future.exception() for future in futures]
     followed = (threading.BrokenBarrierError, StoppedError)
     real = [e for e in errors if e is not None and not isinstance(e, followed)]
