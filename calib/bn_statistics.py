@@ -117,8 +117,8 @@ def estimate_statistics(
         torch.arange(len(images), device=images.device) % len(robust)
     ]
     if network.single_branch:
-        share = 1 / len(knots) if train.clean_share is None else train.clean_share
-        steps = (torch.arange(len(images) + 1, device=images.device) * share).floor()
+        place = torch.arange(len(images) + 1, device=images.device)
+        steps = (place * train.clean_weight).floor()
         index = torch.where(steps.diff() > 0, 0, index)  # evenly spread, in every batch alike
     hat = hats(index)
     lam = torch.tensor(knots, device=images.device)[index].tensor_split(num_batches)
