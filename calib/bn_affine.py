@@ -87,6 +87,7 @@ def tune_affines(
             attack_alpha=step_size(train),
             # What concerns one width alone.
             options=StepOptions(
+                all_clean=StepOptions.of(train).all_clean,
                 loss=train.loss,
                 trades_beta=train.trades_beta,
                 label_smoothing=train.label_smoothing,
@@ -101,7 +102,7 @@ def tune_affines(
             generator = generator_for(seed, epoch, place + 1)
             index = order[place * batch_size : (place + 1) * batch_size].to(images.device)
             knots = sample_knots(
-                batch_size, num_knots, train.clean_share, generator,
+                batch_size, num_knots, train.drawn_clean_share, generator,
                 lowest_continuous=train.lowest_continuous,
             )  # fmt: skip
             for group in optimizer.param_groups:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -95,6 +96,35 @@ def test_one_step_is_as_long_as_its_learning_rate(
 
     assert moved(0.01).norm() > 1e-4
     torch.testing.assert_close(moved(0.02), 2 * moved(0.01), rtol=1e-3, atol=1e-6)
+
+
+def test_a_clean_pass_of_all_images_is_tuned_as_it_was_trained(
+    network: OATSNetwork, some: tuple[Tensor, Tensor]
+) -> None:
+    """One step from the whole data set moves the clean affines by their weighted gradient at λ = 0
+    on all of it, whatever was drawn."""
+    config = dataclasses.replace(CONFIG, batch_size=len(some[0]), clean_images="all")
+    made, reference = copy.deepcopy(network), copy.deepcopy(network)
+    tune_affines(made, WIDTH, *some, config, steps=1, lr=0.01, seed=1)
+
+    reference.train()
+    images = torch.from_numpy(to_float(some[0].numpy()))
+    logits = reference.train_pass(
+        images,
+        reference.hat(torch.zeros(len(images))),
+        WIDTH,
+        adversarial=False,
+        film=reference.film_tables(),
+    )
+    loss = config.clean_weight * torch.nn.functional.cross_entropy(logits, some[1])
+    torch.autograd.backward(loss)
+    index = network.width_index(WIDTH)
+    for norms in zip(made.norms(), network.norms(), reference.norms(), strict=True):
+        new, old, like = (norm.branch(adversarial=False, width_index=index) for _, norm in norms)
+        assert like.weight.grad is not None
+        torch.testing.assert_close(
+            old.weight - new.weight, 0.01 * like.weight.grad, rtol=1e-3, atol=1e-6
+        )
 
 
 def test_too_few_images_are_refused(network: OATSNetwork, some: tuple[Tensor, Tensor]) -> None:
