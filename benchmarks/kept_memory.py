@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import console, save, small_image_spec
-from oat_edge.attacks.pgd import pgd
+from oat_edge.attacks.pgd import pgd, uniform_noise
 from oat_edge.memory import keep_freed_memory
 from oat_edge.nn.fold import fold
 from oat_edge.nn.zoo import build_network
@@ -81,7 +81,8 @@ def gradients_per_s(arch: str, threads: int, batch: int, *, kept: bool) -> float
         start = time.perf_counter()
         pgd(
             folded.at(torch.tensor([0.3])), images, labels,
-            eps=8 / 255, steps=steps, alpha=2 / 255, generator=torch.Generator(),
+            eps=8 / 255, steps=steps, alpha=2 / 255,
+            noise=uniform_noise(images, 8 / 255, torch.Generator()),
         )  # fmt: skip
         seconds = time.perf_counter() - start
     return batch * steps / seconds

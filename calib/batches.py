@@ -226,17 +226,18 @@ class _Attack:
         """images: (n, C, H, W); labels: (n,); lam: (n,)."""
         import torch
 
-        from oat_edge.attacks.pgd import pgd
+        from oat_edge.attacks.pgd import pgd, uniform_noise
 
         device = next(self.network.buffers()).device
+        x = torch.from_numpy(images).to(device).float() / 255
         x_adv = pgd(
             self.network.at(torch.from_numpy(lam).to(device)),
-            torch.from_numpy(images).to(device).float() / 255,
+            x,
             torch.from_numpy(labels).to(device),
             eps=self.eps,
             steps=self.steps,
             alpha=self.alpha,
-            generator=self.generator,
+            noise=uniform_noise(x, self.eps, self.generator),
         )
         step = levels(self.eps)
         signed = images.astype(np.int16)

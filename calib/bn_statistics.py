@@ -192,7 +192,7 @@ def step_size(train: TrainConfig) -> float:
 def _attack(
     network: OATSNetwork, width: float, train: TrainConfig, generator: torch.Generator
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    from oat_edge.attacks.pgd import pgd
+    from oat_edge.attacks.pgd import pgd, uniform_noise
     from oat_edge.nn.fold import fold
 
     folded = fold(network, width)
@@ -200,7 +200,8 @@ def _attack(
     def attack(images: Tensor, labels: Tensor, lam: Tensor) -> Tensor:
         return pgd(
             folded.at(lam), images, labels,
-            eps=train.eps, steps=train.attack_steps, alpha=step_size(train), generator=generator,
+            eps=train.eps, steps=train.attack_steps, alpha=step_size(train),
+            noise=uniform_noise(images, train.eps, generator),
         )  # fmt: skip
 
     return attack

@@ -169,7 +169,7 @@ class Judge:
     def _run(self, folded: FoldedNetwork, lam: float, number: int, *, attacked: bool) -> Right:
         import torch
 
-        from oat_edge.attacks.pgd import pgd
+        from oat_edge.attacks.pgd import pgd, uniform_noise
 
         train, device = self.train, folded.table.device
         generator = torch.Generator().manual_seed(self.seed)
@@ -183,7 +183,7 @@ class Judge:
                 x = pgd(
                     logits, x, y,
                     eps=train.eps, steps=train.attack_steps, alpha=step_size(train),
-                    generator=generator,
+                    noise=uniform_noise(x, train.eps, generator),
                 )  # fmt: skip
             with torch.no_grad():
                 right.append((logits(x).argmax(dim=1) == y).cpu().numpy())

@@ -22,20 +22,16 @@ def pgd(
     eps: float,
     steps: int,
     alpha: float,
-    generator: torch.Generator,
+    noise: Tensor,
     keep_best: bool = False,
-    among: Tensor | None = None,
 ) -> Tensor:
-    """Maximise the cross-entropy by signed gradient steps from a random start.
+    """Maximise the cross-entropy by signed gradient steps from x + noise.
 
     logits: (N, C, H, W) -> (N, K), in eval mode, its parameters without gradients.
-    x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64. generator: on the CPU.
+    x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64. noise: like x, of `uniform_noise`.
     Returns x_adv, same shape, |x_adv - x| <= eps, in [0, 1]. keep_best: return each sample's
     iterate of highest loss (for evaluation) instead of the last one (for training).
-    among: (M,) bool, N of them true, where x is a share of a batch of M; each image then starts
-    where it would in that batch.
     """
-    noise = uniform_noise(x, eps, generator, among)
     low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
     x_adv = torch.minimum(torch.maximum(x + noise, low), high)
     best, best_loss = x_adv, torch.full((len(x),), -torch.inf, device=x.device)

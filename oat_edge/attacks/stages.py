@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from oat_edge.attacks import autoattack
-from oat_edge.attacks.pgd import pgd
+from oat_edge.attacks.pgd import pgd, uniform_noise
 from oat_edge.evaluation.pack import levels
 
 Logits = Callable[[Tensor], Tensor]
@@ -146,7 +146,7 @@ def pgd20(
                 eps=eps,
                 steps=STEPS,
                 alpha=eps / STEPS_PER_RADIUS,
-                generator=generator,
+                noise=uniform_noise(x[left], eps, generator),
                 keep_best=True,
             )
             found[left] = to_grid(x_adv, x[left], eps) if on_grid else x_adv

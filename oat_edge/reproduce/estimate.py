@@ -79,7 +79,7 @@ def _kind(config: TrainConfig) -> TrainConfig:
 def _measure(config: TrainConfig, dataset: Dataset, device: str) -> _Speed:
     import torch
 
-    from oat_edge.attacks.pgd import pgd
+    from oat_edge.attacks.pgd import pgd, uniform_noise
     from oat_edge.nn.fold import fold
     from oat_edge.train.loop import Trainer
     from oat_edge.train.sampling import sample_knots
@@ -101,7 +101,8 @@ def _measure(config: TrainConfig, dataset: Dataset, device: str) -> _Speed:
         lam = torch.full((1,), config.lambdas[-1], device=trainer.device)
         pgd(
             folded.at(lam), images, labels,
-            eps=config.eps, steps=1, alpha=config.eps, generator=generator,
+            eps=config.eps, steps=1, alpha=config.eps,
+            noise=uniform_noise(images, config.eps, generator),
         )  # fmt: skip
 
     sizes = FEW_IMAGES, trainer.batch_size

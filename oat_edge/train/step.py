@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from oat_edge.attacks.nfgsm import n_fgsm
-from oat_edge.attacks.pgd import pgd, training_step_size
+from oat_edge.attacks.pgd import pgd, training_step_size, uniform_noise
 from oat_edge.config import Attack, Loss, ShareAttack, TrainConfig
 from oat_edge.nn.fold import fold, refold
 from oat_edge.nn.network import OATSNetwork, TrainPass
@@ -205,8 +205,7 @@ class OATSStep:
             eps=self.eps,
             steps=self.attack_steps,
             alpha=self.attack_alpha,
-            generator=generator,
-            among=batch.among,
+            noise=uniform_noise(x, self.eps, generator, batch.among),
         )
 
     def passes(

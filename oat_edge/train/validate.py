@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from oat_edge.attacks.pgd import pgd
+from oat_edge.attacks.pgd import pgd, uniform_noise
 from oat_edge.data.splits import permutation
 from oat_edge.nn.fold import FoldedNetwork
 from oat_edge.operating_point import OperatingPoint
 from oat_edge.train.distributed import ALONE, Ranks
+
+Logits = Callable[[Tensor], Tensor]
+# Images in a pass. A CPU is as fast with 64 as with 1536 (`python -m benchmarks.validation`); a GPU
+# is not, and has the memory.
+BATCH_SIZES = {"cpu": 500, "cuda": 4096}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,53 +55,66 @@ def validate(
     attack_alpha: float,
     num_attacked: int,
     seed: int,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     ranks: Ranks = ALONE,
 ) -> list[PointAccuracy]:
     """Accuracies at every width and knot; PGD on a seeded choice of `num_attacked` images.
 
     folded: width -> its present folded network. images: (N, C, H, W) uint8, in any order.
-    ranks: each process takes a share of every batch, and all get the whole result.
+    batch_size: of images at whatever λ; None is as many as suit the device.
+    ranks: each process takes a share of every width's images, and all get the whole result.
     """
-    points, correct = [], []
     x, y = images.float() / 255, labels
     # A validation split may be sorted by class: a part of it must not be.
     few = torch.from_numpy(permutation(len(x), (seed,))[:num_attacked]).to(x.device)
-    x_few, y_few = x[few], y[few]
-    for width, network in folded.items():
-        for lam in network.knots:
-            generator = torch.Generator().manual_seed(seed)
-            standard = robust = 0
-            for start in range(0, len(x), batch_size):
-                part = slice(start + ranks.rank, start + batch_size, ranks.size)
-                logits = network.at(_full(x[part], lam))
-                with torch.no_grad():
-                    standard += _correct(logits(x[part]), y[part])
-            for start in range(0, len(x_few), batch_size):
-                part = slice(start + ranks.rank, start + batch_size, ranks.size)
-                among = torch.zeros(len(x_few[start : start + batch_size]), dtype=torch.bool)
-                among[ranks.rank :: ranks.size] = True
-                logits = network.at(_full(x_few[part], lam))
-                x_adv = pgd(
-                    logits,
-                    x_few[part],
-                    y_few[part],
-                    eps=eps,
-                    steps=attack_steps,
-                    alpha=attack_alpha,
-                    generator=generator,
-                    among=among,
-                )
-                with torch.no_grad():
-                    robust += _correct(logits(x_adv), y_few[part])
-            points.append(OperatingPoint(width, lam))
-            correct.append((standard, robust))
-    counts = torch.tensor(correct, device=x.device)
-    ranks.sum_([counts])
+    # Every operating point is attacked from the same starts.
+    noise = uniform_noise(x[few], eps, torch.Generator().manual_seed(seed))
+    size = BATCH_SIZES[x.device.type] if batch_size is None else batch_size
+
+    def attack(logits: Logits, place: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return pgd(
+            logits, x, y, eps=eps, steps=attack_steps, alpha=attack_alpha, noise=noise[place]
+        )
+
+    standard = [_right(one, x, y, size, ranks) for one in folded.values()]
+    robust = [_right(one, x[few], y[few], size, ranks, attack) for one in folded.values()]
+    counts = [torch.cat(standard), torch.cat(robust)]
+    ranks.sum_(counts)
+    points = [OperatingPoint(width, lam) for width, one in folded.items() for lam in one.knots]
     return [
-        PointAccuracy(point, standard / len(x), robust / len(x_few))
-        for point, (standard, robust) in zip(points, counts.tolist(), strict=True)
+        PointAccuracy(point, right / len(x), right_attacked / len(few))
+        for point, right, right_attacked in zip(
+            points, counts[0].tolist(), counts[1].tolist(), strict=True
+        )
     ]
+
+
+def _right(
+    network: FoldedNetwork,
+    x: Tensor,
+    y: Tensor,
+    batch_size: int,
+    ranks: Ranks,
+    attack: Callable[[Logits, Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Of the images of this process, how many are right at each knot, (K,) int64.
+
+    A batch goes on from one knot to the next: few images at many knots are few batches.
+    attack: logits, the images' places in x, images and labels -> images.
+    """
+    knots = torch.tensor(network.knots, device=x.device)
+    counts = torch.zeros(len(knots), dtype=torch.int64, device=x.device)
+    mine = torch.arange(ranks.rank, len(knots) * len(x), ranks.size, device=x.device)
+    for part in torch.split(mine, batch_size):
+        knot, place = part // len(x), part % len(x)
+        logits = network.at(knots[knot])
+        images, labels = x[place], y[place]
+        if attack is not None:
+            images = attack(logits, place, images, labels)
+        with torch.no_grad():
+            right = logits(images).argmax(dim=1) == labels
+        counts += torch.bincount(knot[right], minlength=len(knots))
+    return counts
 
 
 def grid_score(grid: list[PointAccuracy]) -> float:
@@ -105,11 +124,3 @@ def grid_score(grid: list[PointAccuracy]) -> float:
     grid is given up for another.
     """
     return sum((1 - p.point.lam) * p.standard + p.point.lam * p.robust for p in grid) / len(grid)
-
-
-def _full(x: Tensor, lam: float) -> Tensor:
-    return torch.full((len(x),), lam, device=x.device)
-
-
-def _correct(logits: Tensor, labels: Tensor) -> int:
-    return int((logits.argmax(dim=1) == labels).sum())

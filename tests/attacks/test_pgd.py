@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oat_edge.attacks.pgd import pgd, training_step_size
+from oat_edge.attacks.pgd import pgd, training_step_size, uniform_noise
 from oat_edge.nn.fold import FoldedNetwork, fold
 from tests.conftest import make_network
 
@@ -22,7 +22,8 @@ def _attack(folded: FoldedNetwork, seed: int = 0, **settings: object) -> tuple[t
     y = torch.randint(0, 10, (6,), generator=generator)
     logits = folded.at(torch.linspace(0, 1, 6))
     values = {"eps": 8 / 255, "steps": 5, "alpha": 2 / 255} | settings
-    x_adv = pgd(logits, x, y, generator=generator, **values)  # type: ignore[arg-type]
+    noise = uniform_noise(x, values["eps"], generator)  # type: ignore[arg-type]
+    x_adv = pgd(logits, x, y, noise=noise, **values)  # type: ignore[arg-type]
     return x, x_adv, F.cross_entropy(logits(x), y), F.cross_entropy(logits(x_adv), y)
 
 

@@ -16,6 +16,7 @@ from benchmarks import (
     masked_gradients,
     square_reference,
     train_step,
+    validation,
 )
 from tests.gpus import on_gpu
 
@@ -73,6 +74,16 @@ def test_train_step(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("folded", "folded, NCHW", "bf16"):
         assert saved["gains"][name]["ratio"] == medians["straightforward"] / medians[name]
     assert "device" in saved["environment"]
+
+
+def test_validation(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--arch", "resnet8", "--rounds", "2", "--threads", "1", "--batches", "40"]
+    monkeypatch.setattr(sys, "argv", ["validation", *arguments])
+    monkeypatch.setattr(validation, "NUM_IMAGES", 20)
+    validation.main()
+    saved = json.loads((results / "validation-resnet8-cpu-threads1.json").read_text())
+    assert set(saved["gains"]) == {"20", "40"}
+    assert saved["gains"]["20"]["ratio"] == 1
 
 
 def test_masked_gradients(results: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oat_edge.attacks.pgd import pgd
+from oat_edge.attacks.pgd import pgd, uniform_noise
 from oat_edge.nn.fold import refold
 from oat_edge.nn.network import OATSNetwork
 from oat_edge.train.distributed import ALONE
@@ -65,7 +65,8 @@ def _plain_step(network: OATSNetwork, step: OATSStep, generator: torch.Generator
         x, y = images[robust], labels[robust]
         refold(step.folded[width], network, width)
         logits = step.folded[width].at(lam[robust])
-        x_adv = pgd(logits, x, y, eps=EPS, steps=2, alpha=step.attack_alpha, generator=generator)
+        noise = uniform_noise(x, EPS, generator)
+        x_adv = pgd(logits, x, y, eps=EPS, steps=2, alpha=step.attack_alpha, noise=noise)
         for weight, version in ((1 - lam[robust], x), (lam[robust], x_adv)):
             out = network.train_pass(version, hat[robust], width, adversarial=True, film=film)
             loss = loss + (weight * F.cross_entropy(out, y, reduction="none")).sum()

@@ -35,6 +35,26 @@ def test_the_grid_is_complete_and_standard_accuracy_is_exact() -> None:
         assert point.robust == pytest.approx(expected), "at eps = 0 nothing can be attacked"
 
 
+def test_the_batch_size_changes_nothing() -> None:
+    """Nor do several λ in one batch: every image starts its attack where it does alone."""
+    network = make_network(widths=(0.5, 1.0))
+    images = torch.randint(0, 256, (30, 1, 8, 8), dtype=torch.uint8)
+    folded = {width: fold(network, width) for width in network.widths}
+    with torch.no_grad():
+        labels = folded[1.0](images / 255, torch.zeros(30)).argmax(dim=1)  # right until attacked
+
+    def grid(batch_size: int | None) -> list[PointAccuracy]:
+        return validate(
+            folded, images, labels, eps=8 / 255, attack_steps=2, attack_alpha=4 / 255,
+            num_attacked=20, seed=0, batch_size=batch_size,
+        )  # fmt: skip
+
+    whole = grid(None)
+    assert 0 < whole[6].robust < whole[6].standard == 1
+    for batch_size in (1, 7, 20, 90):
+        assert grid(batch_size) == whole
+
+
 def test_score_weighs_accuracies_as_the_loss_weighs_losses() -> None:
     grid = [
         PointAccuracy(OperatingPoint(1.0, 0.0), 0.9, 0.1),
