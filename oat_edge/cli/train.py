@@ -31,7 +31,10 @@ def train(
     recipe: RecipeName = None,
     arch: Annotated[
         str | None,
-        typer.Option(help="resnet8, resnet18, resnet34, mobilenet-v2 or wrn-D-K."),
+        typer.Option(
+            help="resnet8, resnet18, resnet34, mobilenet-v2 or wrn-D-K; -s2 behind it: stem of "
+            "stride 2."
+        ),
     ] = None,
     widths: Annotated[
         str | None, typer.Option(metavar="LIST", help="Width multipliers; 1.0 alone is OAT.")

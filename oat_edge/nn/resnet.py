@@ -38,9 +38,10 @@ class ResNet(nn.Module):
         *,
         in_channels: int,
         num_classes: int,
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, channels[0], 3, stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels[0])
         blocks: list[nn.Module] = []
         previous = channels[0]

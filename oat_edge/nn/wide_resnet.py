@@ -41,6 +41,7 @@ class WideResNet(nn.Module):
         *,
         in_channels: int,
         num_classes: int,
+        stem_stride: int = 1,
         width_mult: float = 1.0,
     ) -> None:
         super().__init__()
@@ -53,7 +54,7 @@ class WideResNet(nn.Module):
             scaled_channels(channels, width_mult)
             for channels in (16, 16 * widen, 32 * widen, 64 * widen)
         )
-        self.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, stem, 3, stem_stride, padding=1, bias=False)
         blocks: list[nn.Module] = []
         previous = stem
         for stage, channels in enumerate(stages):

@@ -29,13 +29,34 @@ class Architecture:
 
 
 def _resnet(
-    num_blocks: tuple[int, ...], channels: tuple[int, ...], width_mult: float = 1.0
+    num_blocks: tuple[int, ...],
+    channels: tuple[int, ...],
+    *,
+    stem_stride: int = 1,
+    width_mult: float = 1.0,
 ) -> Architecture:
     scaled = tuple(scaled_channels(count, width_mult) for count in channels)
     # OAT's code has FiLM after each main-path batch norm, not after the shortcut's.
     return Architecture(
-        lambda c, k: ResNet(num_blocks, scaled, in_channels=c, num_classes=k),
+        lambda c, k: ResNet(
+            num_blocks, scaled, in_channels=c, num_classes=k, stem_stride=stem_stride
+        ),
         no_film=("*.shortcut.*",),
+    )
+
+
+def _wide_resnet(depth: int, widen: int, *, stem_stride: int, width_mult: float) -> Architecture:
+    return Architecture(
+        lambda c, k: WideResNet(
+            depth,
+            widen,
+            in_channels=c,
+            num_classes=k,
+            stem_stride=stem_stride,
+            width_mult=width_mult,
+        ),
+        # The last batch norm has no FiLM in OAT's wide_resnet.py.
+        no_film=("*net.bn",),
     )
 
 
@@ -55,28 +76,24 @@ ARCHITECTURES: dict[str, Architecture] = {
 def architecture(name: str) -> Architecture:
     """Look up "resnet34" or any "wrn-DEPTH-WIDEN"; `InputError` lists what there is.
 
+    "resnet34-s2" and "wrn-10-4-s2" begin with a convolution of stride 2: about a quarter of the
+    work, for images whose finest detail is not needed.
     "resnet34-x0.5" and "wrn-16-8-x0.5" are networks of their own with half the channels: what the
-    width 0.5 of an OATS network of the plain name computes with, and nothing more.
+    width 0.5 of an OATS network of the plain name computes with, and nothing more. After an -s2.
     """
-    base, width_mult = name, 1.0
-    if match := re.fullmatch(r"(.+)-x(0\.\d+)", name):
-        base, width_mult = match[1], float(match[2])
-    if width_mult > 0 and base in RESNETS:
-        return _resnet(*RESNETS[base], width_mult)
-    if width_mult > 0 and (match := re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", base)):
-        depth, widen = map(int, match.groups())
-        return Architecture(
-            lambda c, k: WideResNet(
-                depth, widen, in_channels=c, num_classes=k, width_mult=width_mult
-            ),
-            # The last batch norm has no FiLM in OAT's wide_resnet.py.
-            no_film=("*net.bn",),
-        )
+    if match := re.fullmatch(r"(.+?)(-s2)?(?:-x(0\.\d+))?", name):
+        base, width_mult = match[1], float(match[3] or 1)
+        stem_stride = 2 if match[2] else 1
+        if width_mult > 0 and base in RESNETS:
+            return _resnet(*RESNETS[base], stem_stride=stem_stride, width_mult=width_mult)
+        if width_mult > 0 and (match := re.fullmatch(r"wrn-(\d{1,4})-(\d{1,3})", base)):
+            depth, widen = map(int, match.groups())
+            return _wide_resnet(depth, widen, stem_stride=stem_stride, width_mult=width_mult)
     if name not in ARCHITECTURES:
         have = ", ".join(ARCHITECTURES)
         raise InputError(
             f"architecture is '{name}': expected {have}, or wrn-D-K with D = 6n + 4 (a resnet or "
-            "wrn may end in -x0.5 for half the channels)"
+            "wrn may end in -s2 for a stem of stride 2, then in -x0.5 for half the channels)"
         )
     return ARCHITECTURES[name]
 

@@ -19,7 +19,9 @@ def test_plain_networks_have_their_published_sizes(name: str, parameters: float)
     assert sum(p.numel() for p in net.parameters()) == pytest.approx(parameters, rel=2e-3)
 
 
-@pytest.mark.parametrize("name", ["resnet9", "wrn-17-1", "wrn-4-1", "wrn-16-0", "wrn", "", "vit"])
+@pytest.mark.parametrize(
+    "name", ["resnet9", "wrn-17-1", "wrn-4-1", "wrn-16-0", "wrn", "", "vit", "-s2", "resnet8-s3"]
+)
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(InputError):
         architecture(name).build(3, 10)
@@ -67,7 +69,23 @@ def test_shortcuts_and_the_last_norm_have_no_film() -> None:
     assert [n for n, m in wrn.norms() if m.film is None] == ["net.bn"]
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet18", "wrn-16-1", "wrn-10-2"])
+@pytest.mark.parametrize("name", ["resnet8-s2", "wrn-10-2-s2"])
+def test_a_stem_of_stride_2_halves_the_image_and_changes_no_weight(name: str) -> None:
+    half = build_network(_spec(arch=name, image_shape=(3, 16, 16)))
+    whole = build_network(_spec(arch=name.removesuffix("-s2"), image_shape=(3, 16, 16)))
+    assert {k: v.shape for k, v in half.state_dict().items()} == {
+        k: v.shape for k, v in whole.state_dict().items()
+    }
+    size = []
+    for network in (half, whole):
+        stem = network.get_submodule("backbone.net.conv1")
+        stem.register_forward_hook(lambda _, __, y: size.append(y.shape[-2:]))
+        with torch.no_grad():
+            network.eval()(torch.rand(1, 3, 16, 16), torch.zeros(1))
+    assert size == [(8, 8), (16, 16)]
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet18", "wrn-16-1", "wrn-10-2", "wrn-10-1-s2"])
 @pytest.mark.parametrize("width", [0.25, 0.35, 0.5, 0.75])
 def test_a_narrow_network_of_its_own_has_the_sizes_of_that_width(name: str, width: float) -> None:
     slim = fold(build_network(_spec(arch=name, widths=(width, 1.0), image_shape=(3, 8, 8))), width)
@@ -79,7 +97,17 @@ def test_a_narrow_network_of_its_own_has_the_sizes_of_that_width(name: str, widt
     assert convolutions(slim) == convolutions(fold(own, 1.0))
 
 
-@pytest.mark.parametrize("name", ["mobilenet-v2-x0.5", "resnet8-x0", "resnet8-x0.0", "resnet8-x2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenet-v2-x0.5",
+        "mobilenet-v2-s2",
+        "resnet8-x0",
+        "resnet8-x0.0",
+        "resnet8-x2",
+        "resnet8-x0.5-s2",
+    ],
+)
 def test_a_narrow_network_that_cannot_be_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=r"-x0\.5"):
         architecture(name)
