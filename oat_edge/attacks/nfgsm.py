@@ -32,8 +32,7 @@ def n_fgsm(
     logits: (N, C, H, W) -> (N, K), in eval mode, its parameters without gradients. x: (N, C, H, W)
     float32 in [0, 1]; y: (N,) int64, or (N, K) probabilities. generator: on the CPU. Returns
     x_adv, same shape, in [0, 1], |x_adv - x| <= 3 eps: the noise counts as augmentation, and the
-    step alone is as long as the ball is wide. among: as `uniform_noise`
-    takes it.
+    step alone is as long as the ball is wide. among: as `uniform_noise` takes it.
     """
     noise = uniform_noise(x, NOISE * eps, generator, among)
     noisy = (x + noise).clamp(0, 1).requires_grad_(True)
