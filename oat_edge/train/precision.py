@@ -31,7 +31,8 @@ def resolve_amp(setting: str, device: str) -> Amp:
 
 
 def resolve_compile(setting: str, device: str) -> Compile:
-    """Make auto|off|on definite. auto: off, what it gains or costs has not been measured yet.
+    """Make auto|off|on definite. auto: off; on CPUs it gains nothing (docs/results.md), on GPUs it
+    has not been measured.
 
     Raises `DependencyError` if it is to be on, and torch finds no compiler for the device.
     """

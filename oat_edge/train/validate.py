@@ -17,7 +17,7 @@ from oat_edge.train.distributed import ALONE, Ranks
 
 Logits = Callable[[Tensor], Tensor]
 # Images in a pass. A CPU is as fast with 64 as with 1536 (`python -m benchmarks.validation`); a GPU
-# is not, and has the memory.
+# wants more at once, and has the memory.
 BATCH_SIZES = {"cpu": 500, "cuda": 4096}
 
 
