@@ -23,7 +23,8 @@ from oat_edge.errors import InputError, OatEdgeError
 from oat_edge.files import atomic_path, cache_dir, exclusive_lock
 from oat_edge.remote.engines import check_name, device_keys, files_of, is_name
 from oat_edge.remote.install import installed_extras
-from oat_edge.remote.jobs import Jobs, read_piece
+from oat_edge.remote.jobs import Jobs
+from oat_edge.remote.output import read_piece
 from oat_edge.remote.store import Store, check_sha256, mark_used
 from oat_edge.remote.wheel import code_digest
 from oat_edge.remote.wire import MAGIC, Stream, error_to_json, pack

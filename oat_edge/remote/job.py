@@ -14,7 +14,8 @@ from oat_edge.bench.request import BenchRequest, run_request
 from oat_edge.bundle import Bundle
 from oat_edge.errors import OatEdgeError
 from oat_edge.files import read_json, write_json
-from oat_edge.remote.jobs import END, EVENTS, JOB, RESULT, append_event
+from oat_edge.remote.jobs import END, EVENTS, JOB, RESULT
+from oat_edge.remote.output import append_event
 from oat_edge.remote.wire import error_to_json
 
 # More often nobody can read it, and writing takes time from the measurement.

@@ -18,15 +18,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from oat_edge.errors import InputError
 from oat_edge.files import exclusive_lock, read_json, sha256_file, write_json
+from oat_edge.remote.output import last_line, read_events, read_piece
 from oat_edge.remote.wheel import code_digest
-from oat_edge.remote.wire import CHUNK
 
 State = Literal["none", "running", "finished", "died", "old"]
 
@@ -97,7 +96,7 @@ class Jobs:
         until = time.monotonic() + wait_s
         while True:
             state = self.state(name)  # asked before reading: what was written until then is read
-            events, after = _read_events(folder / EVENTS, offset)
+            events, after = read_events(folder / EVENTS, offset)
             if events or state != "running" or time.monotonic() > until:
                 break
             time.sleep(LOOK_S)
@@ -105,7 +104,7 @@ class Jobs:
         if state == "finished" and not events:
             answer["end"] = read_json(folder / END, what="job's end", remedy="run again")
         if state == "died" and not events:
-            answer["output"] = _tail(folder / OUTPUT)
+            answer["output"] = last_line(folder / OUTPUT)
         return answer
 
     def files(self, name: str, others: dict[str, Path]) -> list[dict[str, Any]]:
@@ -237,13 +236,6 @@ def _found(folder: Path) -> State:
     return state
 
 
-def read_piece(path: Path, offset: int) -> bytes:
-    """At most CHUNK bytes of a file."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(CHUNK)
-
-
 def _spawn(folder: Path) -> None:
     """Start the job's process: of its own session, so that no lost connection ends it."""
     (folder / END).unlink(missing_ok=True)
@@ -271,35 +263,3 @@ def _held(path: Path) -> bool:
     except BlockingIOError:
         return True
     return False
-
-
-def _read_events(path: Path, offset: int) -> tuple[list[Any], int]:
-    """Whole lines from `offset` on, and the offset after them."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(CHUNK)
-    except FileNotFoundError:
-        return [], offset
-    whole = data[: data.rfind(b"\n") + 1]
-    return list(_lines(whole)), offset + len(whole)
-
-
-def _lines(data: bytes) -> Iterator[Any]:
-    for line in data.splitlines():
-        with contextlib.suppress(ValueError):  # cut off when the device was switched off
-            yield json.loads(line)
-
-
-def _tail(path: Path) -> str:
-    """The last line of what a process said."""
-    with contextlib.suppress(OSError):
-        lines = path.read_text(errors="replace").split("\n")
-        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
-    return ""
-
-
-def append_event(file: IO[str], value: dict[str, Any]) -> None:
-    """Add an event where `events` finds it."""
-    file.write(json.dumps(value, ensure_ascii=False) + "\n")
-    file.flush()
