@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -122,10 +123,10 @@ def bn(
         if max_error is None and 100 * error.shortfall > USUAL_ERROR:
             remedy = "more --tune-steps or --samples may help, or train it"
             console.print(f"warning: {_shortfall(error)}: {remedy}", style="yellow")
-    console.print(f"run: {run_dir}")
+    console.print(f"run: {run_dir}", markup=False)
     names = ",".join(f"{one:g}" for one in widths)
-    where = "" if run_dir.parent == Path("runs") else f" --checkpoint {run_dir}"
-    console.print(f"next: oat-edge export --width {names}{where}")
+    where = "" if run_dir.parent == Path("runs") else f" --checkpoint {shlex.quote(str(run_dir))}"
+    console.print(f"next: oat-edge export --width {names}{where}", markup=False)
 
 
 def _beside(checkpoint: Path, widths: tuple[float, ...]) -> Path:

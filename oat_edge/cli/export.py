@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -179,11 +180,11 @@ def export(
         dataset = load_test_data(loaded, data_dir=data_dir, download=download)
     out = out or BUNDLES / loaded.run
     run_export(loaded, [config], out, dataset, console)
-    options = "" if out.parent == BUNDLES else f" --bundle {out}"
+    options = "" if out.parent == BUNDLES else f" --bundle {shlex.quote(str(out))}"
     for_gpu = recipe is not None or precision == "fp16"
     for_gpu = for_gpu or (quantize is not None and quantize.target == "trt")
     options += " --device cuda   (on the machine with the GPU)" if for_gpu else ""
-    console.print(f"next: oat-edge bench{options}")
+    console.print(f"next: oat-edge bench{options}", markup=False)
 
 
 def _recipe(format: str, precision: str, given: dict[str, Any], *, no_defer: bool) -> Recipe | None:

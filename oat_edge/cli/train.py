@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -238,4 +239,5 @@ def train(
         run_training(trainer, console)
     console.print(f"run: {trainer.run_dir}", markup=False)
     usual = trainer.run_dir.parent == LATEST.parent
-    console.print(f"next: oat-edge export{'' if usual else f' --checkpoint {trainer.run_dir}'}")
+    where = "" if usual else f" --checkpoint {shlex.quote(str(trainer.run_dir))}"
+    console.print(f"next: oat-edge export{where}", markup=False)

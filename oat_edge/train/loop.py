@@ -8,6 +8,7 @@ was not.
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -198,7 +199,7 @@ class Trainer:
                 self.ranks.wait()  # the first process has saved
                 raise Interrupted(
                     f"stopped in epoch {epoch + 1} of {self.config.epochs}; go on with: "
-                    f"oat-edge train --resume --out {self.run_dir}"
+                    f"oat-edge train --resume --out {shlex.quote(str(self.run_dir))}"
                 )
         if self.average and averages_after(self.config, epoch + 1):
             self.average.update(self.network)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -72,6 +73,21 @@ def test_export_leaves_a_bundle_and_says_what_comes_next(road):
     assert export.stdout.splitlines()[-1] == "next: oat-edge bench" and export.stderr == ""
     checkpoint = folder / "runs" / "latest" / "checkpoint.safetensors"
     assert bundle.checkpoint_sha256 == sha256_file(checkpoint)
+
+
+def test_what_comes_next_is_what_a_shell_reads_whatever_the_folder_is_called(main):
+    words = ["oat-edge", "export", "--checkpoint", "my runs [1]/it's"]
+    trained = main("train", *TINY, "--widths", "0.5,1", "--batch-size", 24, "--out", words[-1])
+    assert trained.code == 0, trained.err
+    *_, where, following = trained.out.splitlines()
+    assert where == f"run: {words[-1]}"
+    assert shlex.split(following.removeprefix("next:")) == words
+    exported = main(*words[1:], "--width", "0.5", "--attack-samples", 0, "--out", "a bundle [b]")
+    assert exported.code == 0, exported.err
+    following = exported.out.splitlines()[-1]
+    assert shlex.split(following.removeprefix("next:")) == [
+        "oat-edge", "bench", "--bundle", "a bundle [b]",
+    ]  # fmt: skip
 
 
 def test_bench_gives_nothing_but_json_on_standard_output(road):
